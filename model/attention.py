@@ -1,0 +1,76 @@
+"""Multi-head self-attention with an optional key/value cache.
+
+Axes: B batch, T target steps, S source steps, N heads, H head size, D width.
+
+The cache of one layer is a pair (keys, values), each float (B, N, S, H): position s of a row
+stands in slot s, so rows of different lengths share a batch without shifting. Slots not yet
+written hold zeros and are hidden by `may_attend`.
+"""
+
+import keras
+import tensorflow as tf
+
+from model.positions import rotary
+
+Cache = tuple[tf.Tensor, tf.Tensor]
+
+
+class SelfAttention(keras.layers.Layer):
+    """Scaled dot-product attention (Vaswani et al., 2017, eq. 1) with rotary positions.
+
+    Call: `x` float (B, T, D); `position` int (B, T) or (1, T); `may_attend` bool broadcastable to
+    (B, N, T, S), True where a target may look. Without a cache S = T. With one, the keys and
+    values of `x` are written at `position` first, and the updated cache is returned beside the
+    answer. Returns float (B, T, D), or ((B, T, D), cache).
+    """
+
+    def __init__(self, width: int, num_heads: int, dropout: float = 0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.width, self.num_heads, self.head_size = width, num_heads, width // num_heads
+        self.qkv = keras.layers.Dense(3 * width, use_bias=False)
+        self.output_projection = keras.layers.Dense(width, use_bias=False)
+        self.dropout = keras.layers.Dropout(dropout)
+
+    def build(self, shape):
+        self.qkv.build(shape)
+        self.output_projection.build(shape)
+
+    def call(self, x, position, may_attend, cache: Cache | None = None, training=False):
+        B, T = tf.shape(x)[0], tf.shape(x)[1]
+        qkv = tf.reshape(self.qkv(x), [B, T, 3, self.num_heads, self.head_size])
+        q, k, v = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))  # (B, N, T, H) each
+        q, k = rotary(q, position), rotary(k, position)
+        if cache is not None:
+            k, v = cache = _write(cache, k, v, position)  # (B, N, S, H) each
+        scores = tf.matmul(q, k, transpose_b=True) * self.head_size**-0.5  # (B, N, T, S)
+        scores = tf.where(may_attend, tf.cast(scores, tf.float32), tf.float32.min)
+        weights = tf.cast(tf.nn.softmax(scores), v.dtype)  # softmax in float32 under any policy
+        y = tf.matmul(self.dropout(weights, training=training), v)  # (B, N, T, H)
+        y = tf.reshape(tf.transpose(y, [0, 2, 1, 3]), [B, T, self.width])
+        y = self.output_projection(y)
+        return y if cache is None else (y, cache)
+
+
+def empty_cache(batch_size, num_slots, num_layers: int, num_heads: int, head_size: int):
+    """One (keys, values) of zeros for each layer, float32 (B, N, S, H)."""
+    zeros = tf.zeros([batch_size, num_heads, num_slots, head_size])
+    return [(zeros, zeros) for _ in range(num_layers)]
+
+
+def _write(cache: Cache, k, v, position) -> Cache:
+    """Puts `k` and `v` (B, N, T, H) into the slots `position` (B, T) of the cache."""
+    B, N, T = tf.shape(k)[0], tf.shape(k)[1], tf.shape(k)[2]
+    row, head, slot = (
+        tf.broadcast_to(index, [B, N, T])
+        for index in (
+            tf.range(B)[:, None, None],
+            tf.range(N)[None, :, None],
+            tf.broadcast_to(position, [B, T])[:, None, :],
+        )
+    )
+    where = tf.stack([row, head, slot], axis=-1)  # (B, N, T, 3)
+    keys, values = cache
+    return (
+        tf.tensor_scatter_nd_update(keys, where, k),
+        tf.tensor_scatter_nd_update(values, where, v),
+    )

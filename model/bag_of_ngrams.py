@@ -1,0 +1,54 @@
+"""A linear classifier over the set of n-grams. Axes: B batch, T n-grams, K labels, V buckets."""
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from model.config import BagOfNgramsConfig
+
+
+class BagOfNgrams(keras.Model):
+    """Adds up one weight for each n-gram and label, over the square root of how many there are.
+
+    logits = scale / sqrt(n) * sum_i W[ngram_i] + b. `adapt` starts W from the log-count ratios of
+    naive Bayes (Wang & Manning, 2012, eq. 2, for each label against the mean of all), training
+    goes on from there: with few examples it begins where naive Bayes ends.
+
+    Call: `tokens` int32 (B, T), distinct ids of a row's n-grams, 0 is padding -> logits float32
+    (B, K). `ngram_dropout` leaves out whole n-grams in training.
+    """
+
+    def __init__(self, config: BagOfNgramsConfig, vocabulary_size: int, num_labels: int):
+        super().__init__()
+        self.config, self.vocabulary_size, self.num_labels = config, vocabulary_size, num_labels
+        self.weight = keras.layers.Embedding(
+            vocabulary_size, num_labels, embeddings_initializer="zeros", name="embedding"
+        )
+        self.bias = self.add_weight(shape=(num_labels,), initializer="zeros", name="bias")
+        self.dropout = keras.layers.Dropout(config.ngram_dropout)
+
+    def call(self, tokens, training=False):
+        is_ngram = tf.cast(tokens != 0, tf.float32)  # (B, T)
+        norm = tf.sqrt(tf.maximum(tf.reduce_sum(is_ngram, axis=1, keepdims=True), 1.0))
+        kept = self.dropout(is_ngram, training=training) / norm * self.config.scale
+        return tf.einsum("bt,btk->bk", kept, self.weight(tokens)) + self.bias
+
+    def adapt(self, rows: Sequence[np.ndarray], labels: np.ndarray) -> None:
+        """Sets the weights to log-count ratios. `rows`: each text's ids (T,); `labels` int (B,)."""
+        num_examples = np.bincount(labels, minlength=self.num_labels)
+        prior = np.log((num_examples + 1) / (len(labels) + self.num_labels))
+        self.bias.assign(prior - prior.mean())
+        if not self.config.naive_bayes_scale:
+            return
+        lengths = [len(row) for row in rows]
+        cells = np.concatenate(rows) * self.num_labels + np.repeat(labels, lengths)
+        size = self.vocabulary_size * self.num_labels
+        counts = np.bincount(cells, minlength=size).reshape(-1, self.num_labels)  # (V, K)
+        seen = counts.sum(axis=1, keepdims=True) > 0
+        # Unseen buckets take no part: their mass would only shift all labels alike.
+        smoothed = (counts + self.config.smoothing) * seen
+        log = np.log(np.where(seen, smoothed, 1.0)) - np.log(smoothed.sum(axis=0))
+        ratio = np.where(seen, log - log.mean(axis=1, keepdims=True), 0.0)
+        self.weight.embeddings.assign(self.config.naive_bayes_scale * ratio)

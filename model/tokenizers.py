@@ -1,0 +1,260 @@
+"""Text to ids and back, as graph ops: what trains is what serves.
+
+There is one implementation of each tokenizer, made of ops that stock TensorFlow Serving has. The
+training pipeline runs it once over the corpus, the export carries it inside the graph, so the two
+can not differ. Id 0 is always padding.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import tensorflow as tf
+import tensorflow_text as tf_text
+
+from model.config import (
+    NgramTokenizerConfig,
+    SentencePieceTokenizerConfig,
+    TokenizerConfig,
+    WordTokenizerConfig,
+)
+
+PADDING, UNKNOWN = 0, 1
+BEGIN, END = 2, 3  # of a text; SentencePiece only
+
+# Scripts written without blanks between words: each character is a token of its own.
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+_PUNCTUATION = r"[^\p{L}\p{M}\p{N}'\s]"
+_CHUNK = 1024  # texts a call when a corpus is encoded; bounds memory, costs nothing
+
+
+def valid_utf8(text: tf.Tensor) -> tf.Tensor:
+    """The same strings with U+FFFD in place of bytes that are not UTF-8."""
+    return tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
+
+
+def split_words(text: tf.Tensor) -> tf.RaggedTensor:
+    """Words, marks and single Chinese characters: string (B,) -> ragged string (B, T).
+
+    Normalises first: NFKC (full-width forms become half-width ones), then case folding.
+    """
+    text = tf_text.case_fold_utf8(tf_text.normalize_utf8(valid_utf8(text), "NFKC"))
+    text = tf.strings.regex_replace(text, f"({_UNSPACED}|{_PUNCTUATION})", r" \1 ")
+    return tf.strings.split(text)
+
+
+class WordTokenizer(tf.Module):
+    """Words looked up in a vocabulary; see `split_words` for what a word is.
+
+    Call: string (B,) -> ragged int32 (B, T).
+    """
+
+    file_name = "vocabulary.json"
+
+    def __init__(self, words: Sequence[str]):
+        """`words` in the order of their ids, which start at 2."""
+        super().__init__()
+        self.words = list(words)
+        self.vocabulary_size = len(self.words) + 2
+        self.table = tf.lookup.StaticHashTable(
+            tf.lookup.KeyValueTensorInitializer(
+                tf.constant(self.words, tf.string),
+                tf.range(2, self.vocabulary_size, dtype=tf.int32),
+            ),
+            default_value=UNKNOWN,
+        )
+
+    @classmethod
+    def train(cls, texts: Sequence[str], config: WordTokenizerConfig) -> WordTokenizer:
+        """The most frequent words of `texts`; ties go by the alphabet, so a run repeats."""
+        counts: collections.Counter[bytes] = collections.Counter()
+        for chunk in _chunks(texts):
+            counts.update(split_words(tf.constant(chunk, tf.string)).flat_values.numpy())
+        ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        kept = [word.decode() for word, count in ranked if count >= config.min_count]
+        return cls(kept[: config.vocabulary_size - 2])
+
+    def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:
+        return tf.ragged.map_flat_values(self.table.lookup, split_words(text))
+
+    def save(self, folder: Path) -> None:
+        (folder / self.file_name).write_text(
+            json.dumps(self.words, ensure_ascii=False), encoding="utf-8"
+        )
+
+    @classmethod
+    def load(cls, folder: Path, config: WordTokenizerConfig) -> WordTokenizer:
+        return cls(json.loads((folder / cls.file_name).read_text(encoding="utf-8")))
+
+
+class NgramTokenizer(tf.Module):
+    """The set of hashed n-grams of a text: presence, not counts (Wang & Manning, 2012).
+
+    Word n-grams run over `split_words`; character n-grams run inside each word with `<` and `>`
+    at its ends (Bojanowski et al., 2017, sec. 3.2). Call: string (B,) -> ragged int32 (B, T),
+    distinct ids from 1 to `num_buckets`.
+    """
+
+    def __init__(self, config: NgramTokenizerConfig):
+        super().__init__()
+        self.config = config
+        self.vocabulary_size = config.num_buckets + 1
+
+    @classmethod
+    def train(cls, texts: Sequence[str], config: NgramTokenizerConfig) -> NgramTokenizer:
+        """Nothing to learn: the hash is the vocabulary."""
+        return cls(config)
+
+    def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:
+        words = split_words(text)
+        num_rows, row_of_word = words.nrows(), words.value_rowids()
+        ngrams = tf.strings.ngrams(words, tuple(range(1, self.config.max_ngram + 1)), " ")
+        values, rows = [ngrams.flat_values], [ngrams.value_rowids()]
+        if self.config.max_character_ngram:
+            marked = tf.strings.join(["<", words.flat_values, ">"])
+            letters = tf.strings.unicode_split(marked, "UTF-8")
+            # A Chinese word is one character: between its marks it repeats the word itself.
+            widths = range(self.config.min_character_ngram, self.config.max_character_ngram + 1)
+            pieces = tf.strings.ngrams(letters, tuple(widths), "")
+            # A leading byte that no word has keeps pieces apart from words in the hash.
+            values.append(tf.strings.join(["\x01", pieces.flat_values]))
+            rows.append(tf.gather(row_of_word, pieces.value_rowids()))
+        hashed = tf.strings.to_hash_bucket_fast(tf.concat(values, 0), self.config.num_buckets)
+        return _distinct(hashed + 1, tf.concat(rows, 0), num_rows, self.vocabulary_size)
+
+    def save(self, folder: Path) -> None:
+        """Nothing to keep: the configuration says it all."""
+
+    @classmethod
+    def load(cls, folder: Path, config: NgramTokenizerConfig) -> NgramTokenizer:
+        return cls(config)
+
+
+def _distinct(ids: tf.Tensor, rows: tf.Tensor, num_rows: tf.Tensor, num_ids: int):
+    """Each row's ids once, ascending: int64 (L,) with its row (L,) -> ragged int32 (B, T)."""
+    keys = tf.sort(rows * num_ids + ids)
+    is_first = tf.concat([tf.ones_like(keys[:1], tf.bool), keys[1:] != keys[:-1]], 0)
+    keys = tf.boolean_mask(keys, is_first)
+    return tf.RaggedTensor.from_value_rowids(
+        tf.cast(keys % num_ids, tf.int32), keys // num_ids, num_rows, validate=False
+    )
+
+
+@functools.cache
+def _pieces(model_proto: bytes) -> tf_text.SentencepieceTokenizer:
+    """One resource a model and process, never freed.
+
+    The resource belongs to a cached kernel (seen with TensorFlow Text 2.21.1): two tokenizers of
+    equal models share it, and the first to be garbage-collected would take it from the other.
+    For the same reason nothing here may call `tf.random.set_seed`, which empties that cache.
+    """
+    return tf_text.SentencepieceTokenizer(model=model_proto, out_type=tf.int32)
+
+
+class SentencePieceTokenizer(tf.Module):
+    """SentencePiece over raw text: nothing is normalised, blanks and line breaks come back.
+
+    Call: string (B,) -> ragged int32 (B, T), without BEGIN and END. Characters outside the
+    vocabulary fall back to their UTF-8 bytes (`char` models know only what they saw: the rest
+    becomes one unknown each).
+    """
+
+    file_name = "sentencepiece.model"
+
+    def __init__(self, model_proto: bytes):
+        super().__init__()
+        self.model_proto = model_proto
+        self.pieces = _pieces(model_proto)
+        self.vocabulary_size = int(self.pieces.vocab_size().numpy())
+
+    @classmethod
+    def train(
+        cls, texts: Sequence[str], config: SentencePieceTokenizerConfig
+    ) -> SentencePieceTokenizer:
+        import sentencepiece  # only needed where a vocabulary is made
+
+        if config.model_type != "char" and not any(text.strip() for text in texts):
+            raise ValueError("A vocabulary needs text to be trained on. Received: empty texts only")
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(_lines(texts)),
+            model_writer=model,
+            model_type=config.model_type,
+            vocab_size=config.vocabulary_size,
+            hard_vocab_limit=False,  # a small corpus gives a smaller vocabulary, not an error
+            use_all_vocab=False,
+            character_coverage=1.0 if config.model_type == "char" else 0.9995,
+            byte_fallback=config.model_type != "char",
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            user_defined_symbols=["\n"],
+            pad_id=PADDING,
+            unk_id=UNKNOWN,
+            bos_id=BEGIN,
+            eos_id=END,
+            max_sentence_length=1_000_000,
+            minloglevel=2,
+        )
+        return cls(model.getvalue())
+
+    def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:
+        return self.pieces.tokenize(valid_utf8(text))
+
+    def detokenize(self, tokens: tf.RaggedTensor) -> tf.Tensor:
+        """Ragged int32 (B, T) -> valid UTF-8 strings (B,); bytes cut in half become U+FFFD."""
+        return valid_utf8(self.pieces.detokenize(tokens))
+
+    def save(self, folder: Path) -> None:
+        (folder / self.file_name).write_bytes(self.model_proto)
+
+    @classmethod
+    def load(cls, folder: Path, config: SentencePieceTokenizerConfig) -> SentencePieceTokenizer:
+        return cls((folder / cls.file_name).read_bytes())
+
+
+TOKENIZERS: dict[str, type] = {
+    "word": WordTokenizer,
+    "ngram": NgramTokenizer,
+    "sentencepiece": SentencePieceTokenizer,
+}
+Tokenizer = WordTokenizer | NgramTokenizer | SentencePieceTokenizer
+
+
+def train_tokenizer(texts: Sequence[str], config: TokenizerConfig) -> Tokenizer:
+    """Learns the vocabulary that `config` names from `texts`, the run's own training split."""
+    return TOKENIZERS[config.name].train(texts, config)
+
+
+def load_tokenizer(folder: Path, config: TokenizerConfig) -> Tokenizer:
+    """Reads what `tokenizer.save(folder)` wrote."""
+    return TOKENIZERS[config.name].load(folder, config)
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list:
+    """Token ids of every text, each an int32 array (T,): tokenised once, by the graph's own ops."""
+    tokenize = tf.function(
+        tokenizer, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
+    )
+    rows = []
+    for chunk in _chunks(texts):
+        ragged = tokenize(tf.constant(chunk, tf.string))
+        values, splits = ragged.flat_values.numpy(), ragged.row_splits.numpy()
+        rows.extend(values[start:end] for start, end in zip(splits, splits[1:], strict=False))
+    return rows
+
+
+def _chunks(texts: Sequence[str]):
+    for start in range(0, len(texts), _CHUNK):
+        yield texts[start : start + _CHUNK]
+
+
+def _lines(texts: Sequence[str]):
+    """Lines with their break kept: the trainer reads a break only as a symbol of its own."""
+    for text in texts:
+        yield from text.splitlines(keepends=True)
