@@ -1,0 +1,142 @@
+"""Classifiers: data to batches, logits to figures. Axes: B batch, T tokens, K labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from model.catalogue import build_model
+from model.tokenizers import Tokenizer, encode, load_tokenizer, train_tokenizer
+from training.config import RunConfig
+from training.datasets.examples import ClassificationData, LabelledTexts
+from training.losses import classification_loss
+from training.pipeline import ClassificationBatches, classification_rows
+
+_EVALUATION_BATCH = 128
+UNIT = "examples"  # what a speed is counted in
+
+
+class Classifier:
+    """A trained or trainable text classifier: tokenizer, network and label names together."""
+
+    unit, loss = UNIT, staticmethod(classification_loss)
+
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer, label_names: Sequence[str]):
+        self.config, self.tokenizer, self.label_names = config, tokenizer, tuple(label_names)
+        self.model = build_model(
+            config.model, tokenizer.vocabulary_size, len(self.label_names), seed=config.seed
+        )
+        spec = tf.TensorSpec([None, None], tf.int32)
+        self._logits = tf.function(
+            lambda tokens: self.model(tokens, training=False), input_signature=[spec]
+        )
+
+    @classmethod
+    def create(cls, config: RunConfig, data: ClassificationData) -> Classifier:
+        """Untrained, with a vocabulary from the training split."""
+        tokenizer = train_tokenizer(data.train.texts, config.tokenizer)
+        return cls(config, tokenizer, data.label_names)
+
+    @classmethod
+    def load(cls, config: RunConfig, folder: Path, label_names: Sequence[str]) -> Classifier:
+        return cls(config, load_tokenizer(folder, config.tokenizer), label_names)
+
+    def prepare(self, data: ClassificationData) -> None:
+        """Tokenises the splits once and lets the network look at the training split."""
+        train = encode(self.tokenizer, data.train.texts)
+        self.batches = ClassificationBatches(
+            train, data.train.labels, batch_size=self.config.batch_size, seed=self.config.seed
+        )
+        self._validation = encode(self.tokenizer, data.validation.texts), data.validation.labels
+        if hasattr(self.model, "adapt"):
+            self.model.adapt(train, data.train.labels)
+
+    def validate(self) -> dict[str, float]:
+        rows, labels = self._validation
+        return _loss_and_accuracy(self._logits_of(rows), labels)
+
+    @staticmethod
+    def score(metrics: dict[str, float]) -> float:
+        return metrics["accuracy"]
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 (B, K), the labels in the order of `label_names`."""
+        return tf.nn.softmax(self._logits_of(encode(self.tokenizer, texts))).numpy()
+
+    def evaluate(self, split: LabelledTexts, folder: Path) -> dict:
+        """Accuracy, macro F1 and a table by label; the confusion matrix as a PNG in `folder`."""
+        from sklearn.metrics import classification_report, confusion_matrix
+
+        logits = self._logits_of(encode(self.tokenizer, split.texts))
+        predicted, indices = logits.argmax(axis=1), range(len(self.label_names))
+        table = classification_report(
+            split.labels,
+            predicted,
+            labels=list(indices),
+            target_names=list(self.label_names),
+            output_dict=True,
+            zero_division=0.0,
+        )
+        matrix = confusion_matrix(split.labels, predicted, labels=list(indices))
+        draw_confusion_matrix(matrix, self.label_names, folder / "confusion_matrix.png")
+        return _loss_and_accuracy(logits, split.labels) | {
+            "macro_f1": table["macro avg"]["f1-score"],
+            "num_examples": len(split),
+            "by_label": {
+                name: {
+                    "precision": table[name]["precision"],
+                    "recall": table[name]["recall"],
+                    "f1": table[name]["f1-score"],
+                    "num_examples": int(table[name]["support"]),
+                }
+                for name in self.label_names
+            },
+            "confusion_matrix": matrix.tolist(),
+        }
+
+    def _logits_of(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        logits = np.zeros((len(rows), len(self.label_names)), np.float32)
+        no_labels = np.zeros(len(rows), np.int32)
+        for indices, batch in classification_rows(rows, no_labels, batch_size=_EVALUATION_BATCH):
+            logits[indices] = self._logits(batch["tokens"]).numpy()
+        return logits
+
+
+def _loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    sums = classification_loss({"label": tf.constant(labels)}, tf.constant(logits))
+    count = max(float(sums["num_targets"]), 1.0)
+    return {
+        "loss": float(sums["loss_sum"]) / count,
+        "accuracy": float(sums["num_correct"]) / count,
+    }
+
+
+def draw_confusion_matrix(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Rows are true labels, columns predicted ones; counts in the cells, shade by row share."""
+    import warnings
+
+    from matplotlib import font_manager, rc_context
+    from matplotlib.figure import Figure  # without pyplot: no global state, no display
+
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = max(4.0, 0.55 * len(names) + 2.0)
+    # Label names may be Chinese: a font that has the characters is used if there is one.
+    wanted = ["DejaVu Sans", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", "SimHei"]
+    installed = font_manager.get_font_names()
+    fonts = [font for font in wanted if font in installed]
+    with rc_context({"font.family": fonts}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # an empty box is better than no picture
+        figure = Figure(figsize=(side, side), layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        for (row, column), count in np.ndenumerate(matrix):
+            color = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
+        figure.savefig(path, dpi=110)

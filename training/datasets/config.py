@@ -1,0 +1,62 @@
+"""Which data set a run reads. Plain Python: importing this costs nothing."""
+
+from dataclasses import dataclass
+
+USER_FILE = "file"  # the name that stands for the user's own file instead of a key of DATASETS
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be read as asked; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """A key of `DATASETS`, or `name="file"` with the path of the user's own file.
+
+    Raises `DatasetError` for settings that contradict each other.
+    """
+
+    name: str
+    path: str | None = None  # .csv, .tsv, .jsonl, .parquet, or .txt for generation
+    validation_path: str | None = None
+    test_path: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    max_examples: int | None = None  # of the training split, picked by hash; for a quick look
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise DatasetError(f"dataset.name must be a name. Received: {self.name!r}")
+        if self.name == USER_FILE and not self.path:
+            raise DatasetError(
+                'dataset.name is "file", so dataset.path must name a .csv, .tsv, .jsonl, '
+                ".parquet or .txt file."
+            )
+        if self.name != USER_FILE:
+            only_for_files = (
+                "path",
+                "validation_path",
+                "test_path",
+                "text_column",
+                "label_column",
+            )
+            given = [name for name in only_for_files if getattr(self, name) is not None]
+            if given:
+                settings = ", ".join(f"dataset.{name}" for name in given)
+                raise DatasetError(
+                    f'{settings} can only be set with dataset.name="file". '
+                    f"Received: dataset.name={self.name!r}"
+                )
+        if self.text_column is not None and self.text_column == self.label_column:
+            raise DatasetError(
+                "dataset.text_column and dataset.label_column must name two columns. "
+                f"Received {self.text_column!r} for both."
+            )
+        if self.max_examples is not None and (
+            isinstance(self.max_examples, bool)
+            or not isinstance(self.max_examples, int)
+            or self.max_examples < 1
+        ):
+            raise DatasetError(
+                f"dataset.max_examples must be a whole number >= 1. Received: {self.max_examples!r}"
+            )

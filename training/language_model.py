@@ -1,0 +1,144 @@
+"""Language models: documents to windows, logits to figures and samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import tensorflow as tf
+
+from model import signatures
+from model.catalogue import build_model
+from model.generation import generate
+from model.tokenizers import (
+    BEGIN,
+    END,
+    SentencePieceTokenizer,
+    encode,
+    load_tokenizer,
+    train_tokenizer,
+)
+from training.config import RunConfig
+from training.datasets.examples import TextData
+from training.losses import language_model_loss
+from training.pipeline import LanguageModelBatches, language_model_windows, token_stream
+
+_EVALUATION_BATCH = 16
+UNIT = "tokens"  # what a speed is counted in
+
+
+class LanguageModel:
+    """A trained or trainable generator: tokenizer and network together."""
+
+    unit, loss = UNIT, staticmethod(language_model_loss)
+
+    def __init__(self, config: RunConfig, tokenizer: SentencePieceTokenizer):
+        self.config, self.tokenizer = config, tokenizer
+        self.model = build_model(config.model, tokenizer.vocabulary_size, seed=config.seed)
+        spec = tf.TensorSpec([None, None], tf.int32)
+        self._sums = tf.function(
+            lambda tokens, targets: language_model_loss(
+                {"targets": targets}, self.model(tokens, training=False)
+            ),
+            input_signature=[spec, spec],
+        )
+        self.generate = tf.function(
+            lambda *inputs: generate(self.model, self.tokenizer, *inputs),
+            input_signature=generation_inputs(),
+        )
+
+    @classmethod
+    def create(cls, config: RunConfig, data: TextData) -> LanguageModel:
+        """Untrained, with a vocabulary from the training split."""
+        return cls(config, train_tokenizer(data.train, config.tokenizer))
+
+    @classmethod
+    def load(cls, config: RunConfig, folder: Path) -> LanguageModel:
+        return cls(config, load_tokenizer(folder, config.tokenizer))
+
+    def prepare(self, data: TextData) -> None:
+        """Tokenises the splits once."""
+        self.batches = LanguageModelBatches(
+            self._stream(data.train),
+            num_tokens=self.config.model.context_length,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+        )
+        self._validation = self._stream(data.validation), _num_characters(data.validation)
+
+    def validate(self) -> dict[str, float]:
+        return self._figures(*self._validation)
+
+    @staticmethod
+    def score(metrics: dict[str, float]) -> float:
+        return -metrics["loss"]
+
+    def evaluate(self, split: Sequence[str], folder: Path) -> dict:
+        """Loss (nats a token), perplexity, bits a character, and samples from fixed seeds."""
+        figures = self._figures(self._stream(split), _num_characters(split))
+        openings = [_opening(document) for document in split[:: max(len(split) // 4, 1)][:4]]
+        answers = [self.continue_text(opening, seed=i) for i, opening in enumerate(openings)]
+        return figures | {
+            "perplexity": math.exp(min(figures["loss"], 700.0)),
+            "num_documents": len(split),
+            "samples": [
+                {"prompt": opening, "text": text}
+                for opening, text in zip(openings, answers, strict=True)
+            ],
+        }
+
+    def continue_text(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int = 120,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 0.95,
+        seed: int = 0,
+    ) -> str:
+        """The text that follows `prompt`, without it."""
+        settings = (prompt, max_tokens, temperature, top_k, top_p, seed)
+        inputs = [
+            tf.constant([value], spec.dtype)
+            for value, spec in zip(settings, generation_inputs(), strict=True)
+        ]
+        return self.generate(*inputs)[signatures.TEXT].numpy()[0].decode()
+
+    def _stream(self, documents: Sequence[str]):
+        return token_stream(encode(self.tokenizer, documents), BEGIN, END)
+
+    def _figures(self, stream, num_characters: int) -> dict[str, float]:
+        loss_sum = num_targets = num_correct = 0.0
+        for batch in language_model_windows(
+            stream, num_tokens=self.config.model.context_length, batch_size=_EVALUATION_BATCH
+        ):
+            sums = self._sums(batch["tokens"], batch["targets"])
+            loss_sum += float(sums["loss_sum"])
+            num_targets += float(sums["num_targets"])
+            num_correct += float(sums["num_correct"])
+        return {
+            "loss": loss_sum / max(num_targets, 1.0),
+            "accuracy": num_correct / max(num_targets, 1.0),
+            # Ends of documents are predicted too, and their cost belongs to the characters.
+            "bits_per_character": loss_sum / math.log(2) / max(num_characters, 1),
+        }
+
+
+def generation_inputs() -> list[tf.TensorSpec]:
+    """The inputs of a generator's signature, in order, each (B,)."""
+    dtypes = [tf.string, tf.int32, tf.float32, tf.int32, tf.float32, tf.int32]
+    return [
+        tf.TensorSpec([None], dtype, name=name)
+        for name, dtype in zip(signatures.GENERATOR_INPUTS, dtypes, strict=True)
+    ]
+
+
+def _num_characters(documents: Sequence[str]) -> int:
+    return sum(map(len, documents))
+
+
+def _opening(document: str) -> str:
+    """The first few words, or the first few characters of an unspaced script."""
+    return document[:6] if ord(document[0]) > 0x2E80 else " ".join(document.split(" ")[:4])

@@ -1,0 +1,95 @@
+"""What a run tells while it trains: a bar for people, lines for programs, files for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import tensorflow as tf
+from tqdm import tqdm
+
+
+class Log:
+    """Writes each report to the bar, to `metrics.jsonl` and to TensorBoard files."""
+
+    def __init__(self, folder: Path, *, steps: int, start: int, unit: str, title: str):
+        """`start` updates are already done: later lines of an interrupted run are dropped."""
+        self.path = folder / "metrics.jsonl"
+        if self.path.exists():
+            kept = [
+                line
+                for line in self.path.read_text(encoding="utf-8").splitlines()
+                if (entry := _parsed(line)) and entry["step"] <= start
+            ]
+            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self.unit, self.start, self.since = unit, start, time.monotonic()
+        self.board = tf.summary.create_file_writer(str(folder / "tensorboard"))
+        self.bar = tqdm(
+            total=steps,
+            initial=start,
+            desc=title,
+            unit="update",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            mininterval=0.2,
+        )
+        self.shown: dict[str, str] = {}
+
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        """One line: metrics by name, means over what was seen since the last report."""
+        entry = {"step": step, "seconds": round(time.monotonic() - self.since, 3)} | metrics
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        with self.board.as_default(step=step):
+            for name, value in metrics.items():
+                tf.summary.scalar(name, value)
+        for name in ("loss", "validation_loss", "validation_accuracy"):
+            if name in metrics:
+                self.shown[name.replace("validation", "val")] = f"{metrics[name]:.4f}"
+        if rate := metrics.get(f"{self.unit}_per_second"):
+            self.shown[f"{self.unit}/s"] = f"{rate:,.0f}"
+        self.bar.set_postfix(self.shown, refresh=False)
+        self.bar.update(step - self.bar.n)
+
+    def close(self) -> None:
+        self.bar.close()
+        self.board.close()
+
+
+def _parsed(line: str) -> dict | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None  # the line that a kill cut in half
+
+
+class Interruption:
+    """Turns Ctrl-C and SIGTERM into a request to stop after the step; a second one stops at once.
+
+    Truth value: whether stopping was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.is_requested = False
+
+    def __enter__(self) -> Interruption:
+        self.previous = {
+            number: signal.signal(number, self._request)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def __bool__(self) -> bool:
+        return self.is_requested
+
+    def _request(self, number, frame) -> None:
+        if self.is_requested:
+            raise KeyboardInterrupt
+        self.is_requested = True

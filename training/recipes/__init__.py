@@ -1,0 +1,30 @@
+"""The table of recipes: a recipe is a function that returns a complete configuration."""
+
+from collections.abc import Callable
+
+from training.config import RunConfig
+from training.recipes import generation, sentiment, topics
+
+DEFAULT_RECIPES = ("sentiment", "topics", "stories")
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    "sentiment": sentiment.sentiment,
+    "sentiment_lstm": sentiment.sentiment_lstm,
+    "sentiment_transformer": sentiment.sentiment_transformer,
+    "sst2": sentiment.sst2,
+    "imdb": sentiment.imdb,
+    "chnsenticorp": sentiment.chnsenticorp,
+    "topics": topics.topics,
+    "tnews": topics.tnews,
+    "ag_news_sample": topics.ag_news_sample,
+    "stories": generation.stories,
+    "shakespeare": generation.shakespeare,
+    "tang_poems": generation.tang_poems,
+}
+
+
+def recipe(name: str) -> RunConfig:
+    """The configuration of recipe `name`; raises ValueError listing the known ones."""
+    if name not in RECIPES:
+        raise ValueError(f"Unknown recipe {name!r}. Known: {', '.join(RECIPES)}.")
+    return RECIPES[name]()

@@ -1,0 +1,54 @@
+"""What comes next: recipes for texts that are written on."""
+
+from model.config import SentencePieceTokenizerConfig, TransformerDecoderConfig
+from training.config import OptimizerConfig, RunConfig
+from training.datasets.config import DatasetConfig
+
+
+def stories() -> RunConfig:
+    """Short stories for children in English and Chinese (starter texts)."""
+    return RunConfig(
+        name="stories",
+        dataset=DatasetConfig(name="starter_stories"),
+        tokenizer=SentencePieceTokenizerConfig(vocabulary_size=4_000),
+        model=TransformerDecoderConfig(width=192, num_heads=6, inner_width=768, dropout=0.2),
+        optimizer=OptimizerConfig(
+            peak_learning_rate=2e-3, warmup_steps=50, final_fraction=0.1, weight_decay=0.1
+        ),
+        batch_size=8,
+        epochs=10,
+    )
+
+
+def shakespeare() -> RunConfig:
+    """Tiny Shakespeare, character by character."""
+    return RunConfig(
+        name="shakespeare",
+        dataset=DatasetConfig(name="tinyshakespeare"),
+        tokenizer=SentencePieceTokenizerConfig(model_type="char", vocabulary_size=100),
+        model=TransformerDecoderConfig(context_length=128, dropout=0.0),
+        optimizer=OptimizerConfig(
+            peak_learning_rate=3e-3, warmup_steps=100, final_fraction=0.1, weight_decay=0.1
+        ),
+        batch_size=16,
+        epochs=5,
+        evaluate_every=500,
+        patience=0,
+    )
+
+
+def tang_poems() -> RunConfig:
+    """Tang poems, character by character."""
+    return RunConfig(
+        name="tang_poems",
+        dataset=DatasetConfig(name="tang_poems"),
+        tokenizer=SentencePieceTokenizerConfig(model_type="char", vocabulary_size=10_000),
+        model=TransformerDecoderConfig(width=192, num_heads=6, inner_width=768, context_length=128),
+        optimizer=OptimizerConfig(
+            peak_learning_rate=2e-3, warmup_steps=200, final_fraction=0.1, weight_decay=0.1
+        ),
+        batch_size=16,
+        epochs=1,
+        evaluate_every=250,
+        patience=0,
+    )

@@ -1,0 +1,88 @@
+"""Is it praise or blame: recipes for two-class texts."""
+
+from model.config import (
+    BagOfNgramsConfig,
+    BidirectionalLSTMConfig,
+    NgramTokenizerConfig,
+    TransformerEncoderConfig,
+    WordTokenizerConfig,
+)
+from training.config import OptimizerConfig, RunConfig
+from training.datasets.config import DatasetConfig
+
+
+def sentiment() -> RunConfig:
+    """Reviews in English and Chinese (starter texts), n-grams started from naive Bayes."""
+    return RunConfig(
+        name="sentiment",
+        dataset=DatasetConfig(name="starter_sentiment"),
+        tokenizer=NgramTokenizerConfig(max_ngram=3),
+        model=BagOfNgramsConfig(ngram_dropout=0.7),
+        optimizer=OptimizerConfig(peak_learning_rate=0.01),
+        epochs=8,
+    )
+
+
+def sentiment_lstm() -> RunConfig:
+    """The same reviews read word by word in both directions."""
+    return RunConfig(
+        name="sentiment_lstm",
+        dataset=DatasetConfig(name="starter_sentiment"),
+        tokenizer=WordTokenizerConfig(max_tokens=64),
+        model=BidirectionalLSTMConfig(),
+        optimizer=OptimizerConfig(peak_learning_rate=1e-3, embedding_rate_factor=3.0),
+        epochs=8,
+    )
+
+
+def sentiment_transformer() -> RunConfig:
+    """The same reviews, every word attending to every other."""
+    return RunConfig(
+        name="sentiment_transformer",
+        dataset=DatasetConfig(name="starter_sentiment"),
+        tokenizer=WordTokenizerConfig(max_tokens=64),
+        model=TransformerEncoderConfig(),
+        optimizer=OptimizerConfig(
+            peak_learning_rate=1e-3,
+            warmup_steps=100,
+            weight_decay=0.01,
+            embedding_rate_factor=3.0,
+        ),
+        epochs=10,
+    )
+
+
+def sst2() -> RunConfig:
+    """Sentences from film reviews (Socher et al., 2013), 6,920 for training."""
+    return RunConfig(
+        name="sst2",
+        dataset=DatasetConfig(name="sst2"),
+        tokenizer=NgramTokenizerConfig(max_ngram=2, max_character_ngram=5),
+        model=BagOfNgramsConfig(smoothing=1.0),
+        optimizer=OptimizerConfig(peak_learning_rate=0.003),
+        epochs=5,
+    )
+
+
+def imdb() -> RunConfig:
+    """Whole film reviews (Maas et al., 2011), 20,000 for training."""
+    return RunConfig(
+        name="imdb",
+        dataset=DatasetConfig(name="imdb"),
+        tokenizer=NgramTokenizerConfig(max_ngram=2, num_buckets=2**20),
+        model=BagOfNgramsConfig(naive_bayes_scale=0.0, ngram_dropout=0.2),
+        optimizer=OptimizerConfig(peak_learning_rate=0.01),
+        epochs=4,
+    )
+
+
+def chnsenticorp() -> RunConfig:
+    """Chinese reviews of hotels, notebooks and books, 9,600 for training."""
+    return RunConfig(
+        name="chnsenticorp",
+        dataset=DatasetConfig(name="chnsenticorp"),
+        tokenizer=NgramTokenizerConfig(max_ngram=4, num_buckets=2**21),
+        model=BagOfNgramsConfig(naive_bayes_scale=0.0),
+        optimizer=OptimizerConfig(peak_learning_rate=0.01),
+        epochs=5,
+    )

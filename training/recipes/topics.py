@@ -1,0 +1,42 @@
+"""What is it about: recipes for texts of several topics."""
+
+from model.config import BagOfNgramsConfig, NgramTokenizerConfig
+from training.config import OptimizerConfig, RunConfig
+from training.datasets.config import DatasetConfig
+
+
+def topics() -> RunConfig:
+    """News lines in English and Chinese (starter texts), six topics."""
+    return RunConfig(
+        name="topics",
+        dataset=DatasetConfig(name="starter_topics"),
+        tokenizer=NgramTokenizerConfig(max_ngram=2, max_character_ngram=5),
+        model=BagOfNgramsConfig(ngram_dropout=0.7),
+        optimizer=OptimizerConfig(peak_learning_rate=0.01),
+        epochs=10,
+    )
+
+
+def tnews() -> RunConfig:
+    """Chinese headlines in 15 classes (CLUE), 53,360 for training; tested on the labelled dev."""
+    return RunConfig(
+        name="tnews",
+        dataset=DatasetConfig(name="tnews"),
+        tokenizer=NgramTokenizerConfig(max_ngram=3, num_buckets=2**20),
+        model=BagOfNgramsConfig(ngram_dropout=0.7),
+        optimizer=OptimizerConfig(peak_learning_rate=0.002),
+        batch_size=64,
+        epochs=4,
+    )
+
+
+def ag_news_sample() -> RunConfig:
+    """English news in four classes (AG News), the 4,999 training rows of the catalogue."""
+    return RunConfig(
+        name="ag_news_sample",
+        dataset=DatasetConfig(name="ag_news_sample"),
+        tokenizer=NgramTokenizerConfig(max_ngram=2, max_character_ngram=5, num_buckets=2**19),
+        model=BagOfNgramsConfig(),
+        optimizer=OptimizerConfig(peak_learning_rate=0.005),
+        epochs=5,
+    )

@@ -1,0 +1,63 @@
+"""The folder of a run: where it is, what is in it, how it is found again.
+
+`runs/<name>-<digest>/` holds `config.json`, the tokenizer, `labels.json`, `checkpoints/`,
+`metrics.jsonl`, `tensorboard/` and, once fitted, `results.json`. The digest follows from settings
+and data, so the same command finds the same folder and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from training.config import RunConfig
+from training.datasets.catalogue import fingerprint
+
+CONFIG_FILE, LABELS_FILE, RESULTS_FILE = "config.json", "labels.json", "results.json"
+
+
+def run_folder(runs: Path, config: RunConfig) -> Path:
+    """Where the run of `config` lives; needs the data's files for their fingerprint."""
+    return runs / f"{config.name}-{config.digest(fingerprint(config.dataset))}"
+
+
+def find_run(runs: Path, run: str) -> Path:
+    """The folder that `run` names: a path, a folder's name in `runs`, or the start of one.
+
+    Of several the one last fitted is taken. Raises FileNotFoundError listing the runs there are.
+    """
+    for candidate in (Path(run), runs / run):
+        if (candidate / CONFIG_FILE).is_file():
+            return candidate
+    folders = sorted(path.parent for path in runs.glob(f"*/{CONFIG_FILE}"))
+    matches = [f for f in folders if f.name.rpartition("-")[0] == run] or [
+        f for f in folders if f.name.startswith(run)
+    ]
+    if not matches:
+        known = ", ".join(folder.name for folder in folders) or "none yet"
+        raise FileNotFoundError(
+            f"No run {run!r} in {runs}/ (runs there: {known}). Fit one first, for example: "
+            "python -m training fit sentiment"
+        )
+    return max(matches, key=lambda folder: (folder / CONFIG_FILE).stat().st_mtime)
+
+
+def read_config(folder: Path) -> RunConfig:
+    path = folder / CONFIG_FILE if folder.is_dir() else folder
+    try:
+        return RunConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Written beside and renamed into place: a reader never sees half of it."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, path)
