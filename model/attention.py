@@ -22,20 +22,22 @@ class SelfAttention(keras.layers.Layer):
     (B, N, T, S), True where a target may look. Without a cache S = T. With one, the keys and
     values of `x` are written at `position` first, and the updated cache is returned beside the
     answer. Returns float (B, T, D), or ((B, T, D), cache).
+
+    The weights themselves are not dropped out: the random numbers for (B, N, T, S) cost as much
+    as the rest of a small network's step.
     """
 
-    def __init__(self, width: int, num_heads: int, dropout: float = 0.0, **kwargs):
+    def __init__(self, width: int, num_heads: int, **kwargs):
         super().__init__(**kwargs)
         self.width, self.num_heads, self.head_size = width, num_heads, width // num_heads
         self.qkv = keras.layers.Dense(3 * width, use_bias=False)
         self.output_projection = keras.layers.Dense(width, use_bias=False)
-        self.dropout = keras.layers.Dropout(dropout)
 
     def build(self, shape):
         self.qkv.build(shape)
         self.output_projection.build(shape)
 
-    def call(self, x, position, may_attend, cache: Cache | None = None, training=False):
+    def call(self, x, position, may_attend, cache: Cache | None = None):
         B, T = tf.shape(x)[0], tf.shape(x)[1]
         qkv = tf.reshape(self.qkv(x), [B, T, 3, self.num_heads, self.head_size])
         q, k, v = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))  # (B, N, T, H) each
@@ -45,7 +47,7 @@ class SelfAttention(keras.layers.Layer):
         scores = tf.matmul(q, k, transpose_b=True) * self.head_size**-0.5  # (B, N, T, S)
         scores = tf.where(may_attend, tf.cast(scores, tf.float32), tf.float32.min)
         weights = tf.cast(tf.nn.softmax(scores), v.dtype)  # softmax in float32 under any policy
-        y = tf.matmul(self.dropout(weights, training=training), v)  # (B, N, T, H)
+        y = tf.matmul(weights, v)  # (B, N, T, H)
         y = tf.reshape(tf.transpose(y, [0, 2, 1, 3]), [B, T, self.width])
         y = self.output_projection(y)
         return y if cache is None else (y, cache)

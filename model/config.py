@@ -32,6 +32,7 @@ class WordTokenizerConfig:
 
     vocabulary_size: int = 20_000  # padding and unknown included
     min_count: int = 2  # a word seen less often in the training split is unknown
+    max_tokens: int = 256  # of a text; what is longer is cut
     name: str = "word"
 
     def __post_init__(self) -> None:
@@ -39,6 +40,7 @@ class WordTokenizerConfig:
             self.vocabulary_size > 2, "tokenizer.vocabulary_size", "above 2", self.vocabulary_size
         )
         _positive("tokenizer.min_count", self.min_count)
+        _positive("tokenizer.max_tokens", self.max_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,15 +51,15 @@ def split_words(text: tf.Tensor) -> tf.RaggedTensor:
 class WordTokenizer(tf.Module):
     """Words looked up in a vocabulary; see `split_words` for what a word is.
 
-    Call: string (B,) -> ragged int32 (B, T).
+    Call: string (B,) -> ragged int32 (B, T), T at most `max_tokens`.
     """
 
     file_name = "vocabulary.json"
 
-    def __init__(self, words: Sequence[str]):
+    def __init__(self, words: Sequence[str], max_tokens: int):
         """`words` in the order of their ids, which start at 2."""
         super().__init__()
-        self.words = list(words)
+        self.words, self.max_tokens = list(words), max_tokens
         self.vocabulary_size = len(self.words) + 2
         self.table = tf.lookup.StaticHashTable(
             tf.lookup.KeyValueTensorInitializer(
@@ -77,10 +77,11 @@ class WordTokenizer(tf.Module):
             counts.update(split_words(tf.constant(chunk, tf.string)).flat_values.numpy())
         ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         kept = [word.decode() for word, count in ranked if count >= config.min_count]
-        return cls(kept[: config.vocabulary_size - 2])
+        return cls(kept[: config.vocabulary_size - 2], config.max_tokens)
 
     def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:
-        return tf.ragged.map_flat_values(self.table.lookup, split_words(text))
+        words = split_words(text)[:, : self.max_tokens]
+        return tf.ragged.map_flat_values(self.table.lookup, words)
 
     def save(self, folder: Path) -> None:
         (folder / self.file_name).write_text(
@@ -89,7 +90,8 @@ class WordTokenizer(tf.Module):
 
     @classmethod
     def load(cls, folder: Path, config: WordTokenizerConfig) -> WordTokenizer:
-        return cls(json.loads((folder / cls.file_name).read_text(encoding="utf-8")))
+        words = json.loads((folder / cls.file_name).read_text(encoding="utf-8"))
+        return cls(words, config.max_tokens)
 
 
 class NgramTokenizer(tf.Module):

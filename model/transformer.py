@@ -19,14 +19,14 @@ class Block(keras.layers.Layer):
     def __init__(self, width: int, num_heads: int, inner_width: int, dropout: float, **kwargs):
         super().__init__(**kwargs)
         self.attention_norm = keras.layers.LayerNormalization(epsilon=1e-5)
-        self.attention = SelfAttention(width, num_heads, dropout)
+        self.attention = SelfAttention(width, num_heads)
         self.inner_norm = keras.layers.LayerNormalization(epsilon=1e-5)
         self.expand = keras.layers.Dense(inner_width, activation=keras.activations.gelu)
         self.contract = keras.layers.Dense(width)
         self.dropout = keras.layers.Dropout(dropout)
 
     def call(self, x, position, may_attend, cache=None, training=False):
-        y = self.attention(self.attention_norm(x), position, may_attend, cache, training=training)
+        y = self.attention(self.attention_norm(x), position, may_attend, cache)
         if cache is not None:
             y, cache = y
         x = x + self.dropout(y, training=training)

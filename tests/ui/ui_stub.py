@@ -1,0 +1,114 @@
+"""A stub of the client, and what the tests do with a page and read from it."""
+
+import html
+import re
+from pathlib import Path
+
+from streamlit.testing.v1 import AppTest
+from streamlit.util import calc_hash
+
+from serving.client import Classification, Generation, ModelInfo, ModelNotFound, VersionStatus
+from ui import backend
+
+APP = Path(backend.__file__).with_name("app.py")
+
+SENTIMENT = ModelInfo("sentiment", 3, "AVAILABLE", "classifier")
+TOPICS = ModelInfo("topics", 1, "AVAILABLE", "classifier")
+STORIES = ModelInfo("stories", 7, "AVAILABLE", "generator")
+
+
+class StubClient:
+    """Answers like `serving.client.Client`, notes what it was asked, and fails when told to."""
+
+    def __init__(self) -> None:
+        self.listed: list[ModelInfo] = [SENTIMENT, TOPICS, STORIES]
+        self.can_list = True
+        self.scores = {"negative": 0.125, "positive": 0.875}
+        self.generation = Generation(" and then it rained.", 5, "stop")
+        self.statuses: dict[str, list[VersionStatus]] = {}
+        self.state_error: Exception | None = None
+        self.answer_error: Exception | None = None
+        self.classified: list[tuple[str, list[str]]] = []
+        self.generated: list[tuple[str, str, dict]] = []
+
+    def models(self, names=()):
+        if self.state_error:
+            raise self.state_error
+        if self.can_list:
+            return [model for model in self.listed if not names or model.name in names]
+        return [model for model in self.listed if model.name in names]
+
+    def classify(self, model, texts):
+        self.classified.append((model, list(texts)))
+        if self.answer_error:
+            raise self.answer_error
+        label = max(self.scores, key=self.scores.__getitem__)
+        return [Classification(label, self.scores) for _ in texts]
+
+    def generate(self, model, prompt, *, timeout, **options):
+        self.generated.append((model, prompt, options))
+        if self.answer_error:
+            raise self.answer_error
+        return self.generation
+
+    def status(self, model):
+        if model in self.statuses:
+            return self.statuses[model]
+        found = [known for known in self.listed if known.name == model]
+        if not found:
+            raise ModelNotFound(f"no model {model}")
+        return [VersionStatus(found[0].version, found[0].state, "OK", "")]
+
+    def metadata(self, model):
+        found = next(known for known in self.listed if known.name == model)
+        fields = {
+            "classifier": (("text",), ("label", "scores", "labels")),
+            "generator": (("prompt", "max_tokens"), ("text", "num_tokens", "finish_reason")),
+        }[found.kind]
+        inputs, outputs = ({name: _tensor() for name in names} for names in fields)
+        signatures = {
+            "serving_default": {"inputs": inputs, "outputs": outputs},
+            "__saved_model_init_op": {"inputs": {}, "outputs": {}},
+        }
+        return {"metadata": {"signature_def": {"signature_def": signatures}}}
+
+
+def _tensor() -> dict:
+    shape = {"dim": [{"size": "-1", "name": ""}], "unknown_rank": False}
+    return {"dtype": "DT_STRING", "tensor_shape": shape, "name": "x:0"}
+
+
+def go_to(at: AppTest, page: str) -> AppTest:
+    # AppTest.switch_page knows pages that are files; ours are functions.
+    at._page_hash = calc_hash(page)
+    return look_again(at)
+
+
+def look_again(at: AppTest) -> AppTest:
+    """Runs the page with a fresh look at the server, as it happens when time has passed."""
+    backend.server_state.clear()
+    backend.details.clear()
+    at.run()
+    assert not at.exception
+    return at
+
+
+def click(at: AppTest, key: str) -> AppTest:
+    at.button(key=key).click().run()
+    assert not at.exception
+    return at
+
+
+def bodies(at: AppTest) -> str:
+    """The HTML that the page shows, without the stylesheet."""
+    return "\n".join(element.body for element in at.html if "<style>" not in element.body)
+
+
+def words(at: AppTest) -> str:
+    """What a reader sees of that HTML: every tag gone, every escape undone, in this order."""
+    return html.unescape(re.sub(r"<[^<>]*>", "|", bodies(at)))
+
+
+def notices(at: AppTest) -> list[str]:
+    found = re.findall(r'<div class="sw-notice[^>]*>(.*?)(?=<details>|</div>)', bodies(at), re.S)
+    return [html.unescape(sentence) for sentence in found]
