@@ -62,9 +62,7 @@ class NgramTokenizerConfig:
             "0 or at least tokenizer.min_character_ngram",
             self.max_character_ngram,
         )
-        require(
-            1 < self.num_buckets < 2**31, "tokenizer.num_buckets", "above 1", self.num_buckets
-        )
+        require(1 < self.num_buckets < 2**31, "tokenizer.num_buckets", "above 1", self.num_buckets)
 
 
 @dataclass(frozen=True, kw_only=True)

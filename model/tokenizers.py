@@ -11,6 +11,7 @@ import collections
 import functools
 import io
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -159,7 +160,7 @@ def _pieces(model_proto: bytes) -> tf_text.SentencepieceTokenizer:
 
 
 class SentencePieceTokenizer(tf.Module):
-    """SentencePiece over raw text: nothing is normalised, blanks and line breaks come back.
+    """SentencePiece over raw text: blanks and line breaks come back, only CR LF becomes LF.
 
     Call: string (B,) -> ragged int32 (B, T), without BEGIN and END. Characters outside the
     vocabulary fall back to their UTF-8 bytes (`char` models know only what they saw: the rest
@@ -180,29 +181,32 @@ class SentencePieceTokenizer(tf.Module):
     ) -> SentencePieceTokenizer:
         import sentencepiece  # only needed where a vocabulary is made
 
-        if config.model_type != "char" and not any(text.strip() for text in texts):
+        if not any(text.strip() for text in texts):
             raise ValueError("A vocabulary needs text to be trained on. Received: empty texts only")
         model = io.BytesIO()
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(_lines(texts)),
-            model_writer=model,
-            model_type=config.model_type,
-            vocab_size=config.vocabulary_size,
-            hard_vocab_limit=False,  # a small corpus gives a smaller vocabulary, not an error
-            use_all_vocab=False,
-            character_coverage=1.0 if config.model_type == "char" else 0.9995,
-            byte_fallback=config.model_type != "char",
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            user_defined_symbols=["\n"],
-            pad_id=PADDING,
-            unk_id=UNKNOWN,
-            bos_id=BEGIN,
-            eos_id=END,
-            max_sentence_length=1_000_000,
-            minloglevel=2,
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            rules = Path(folder) / "normalization.tsv"
+            rules.write_text("D A\tA\n")  # code points: the line ends of Windows become ours
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(_lines(texts)),
+                model_writer=model,
+                model_type=config.model_type,
+                vocab_size=config.vocabulary_size,
+                hard_vocab_limit=False,  # a small corpus gives a smaller vocabulary, not an error
+                character_coverage=1.0 if config.model_type == "char" else 0.9995,
+                byte_fallback=config.model_type != "char",
+                normalization_rule_tsv=str(rules),
+                add_dummy_prefix=False,
+                remove_extra_whitespaces=False,
+                user_defined_symbols=["\n"],
+                pad_id=PADDING,
+                unk_id=UNKNOWN,
+                bos_id=BEGIN,
+                eos_id=END,
+                max_sentence_length=1_000_000,  # bytes
+                num_threads=1,  # the pieces of equal score depend on it
+                minloglevel=2,
+            )
         return cls(model.getvalue())
 
     def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:

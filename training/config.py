@@ -56,9 +56,7 @@ class OptimizerConfig:
         _one_of("optimizer.schedule", self.schedule, SCHEDULE_NAMES)
         rate = self.peak_learning_rate
         require(rate > 0, "optimizer.peak_learning_rate", "above 0", rate)
-        require(
-            self.warmup_steps >= 0, "optimizer.warmup_steps", "0 or more", self.warmup_steps
-        )
+        require(self.warmup_steps >= 0, "optimizer.warmup_steps", "0 or more", self.warmup_steps)
         require(
             0 <= self.final_fraction <= 1,
             "optimizer.final_fraction",

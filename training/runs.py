@@ -44,6 +44,12 @@ def find_run(runs: Path, run: str) -> Path:
     return max(matches, key=lambda folder: (folder / CONFIG_FILE).stat().st_mtime)
 
 
+def newest_export(exports: Path, name: str) -> Path | None:
+    """The version folder of export `name` with the highest number, if there is one."""
+    versions = [path for path in (exports / name).glob("*") if path.name.isdecimal()]
+    return max(versions, key=lambda path: int(path.name), default=None)
+
+
 def read_config(folder: Path) -> RunConfig:
     path = folder / CONFIG_FILE if folder.is_dir() else folder
     try:

@@ -1,0 +1,121 @@
+"""python -m training: what a user types, parsed; the work is in `commands.py`.
+
+Nothing heavy is imported here, so `--help` and a mistyped name answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from training.datasets.config import DatasetError
+from training.recipes import DEFAULT_RECIPES
+
+INTERRUPTED = 130  # the exit code that shells give Ctrl-C
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets on standard error
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("training").setLevel(logging.INFO)
+    from training import commands
+
+    try:
+        return commands.COMMANDS[options.command](options)
+    except (ValueError, DatasetError, FileNotFoundError, FloatingPointError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `| head` had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m training",
+        description="Train text models, evaluate them, export them for TensorFlow Serving. "
+        f"Without a command: all of it for the recipes {', '.join(DEFAULT_RECIPES)}.",
+    )
+    top.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs (%(default)s)")
+    top.add_argument(
+        "--exports", type=Path, default=Path("exports"), help="folder of exports (%(default)s)"
+    )
+    top.set_defaults(command="all", recipes=list(DEFAULT_RECIPES), **_NO_CHANGES)
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(command=name)
+        return sub
+
+    fit = command("fit", "train a recipe, or go on where it was stopped")
+    fit.add_argument("recipe", nargs="?", help="a name that `list` shows")
+    fit.add_argument("--config", type=Path, help="a run's config.json instead of a recipe")
+    fit.add_argument("--name", help="of the run and its export (default: the recipe's)")
+    fit.add_argument("--restart", action="store_true", help="discard the run and begin again")
+    _add_changes(fit)
+
+    several = command("all", "fit, evaluate and export recipes, reusing what is there")
+    several.add_argument("recipes", nargs="*", default=list(DEFAULT_RECIPES))
+    _add_changes(several)
+
+    evaluate = command("evaluate", "measure a run on its test split or on a file")
+    evaluate.add_argument("run", help="a run's folder, or its name for the newest one")
+    evaluate.add_argument("--data", type=Path, help="a labelled file instead of the test split")
+    evaluate.add_argument("--text-column")
+    evaluate.add_argument("--label-column")
+
+    predict = command("predict", "label texts, or write on from prompts")
+    predict.add_argument("run", help="a run's folder, or its name for the newest one")
+    predict.add_argument("texts", nargs="*", help="texts; without any, lines of standard input")
+    predict.add_argument("--file", type=Path, help="texts from a CSV, TSV, JSONL, Parquet or .txt")
+    predict.add_argument("--text-column")
+    predict.add_argument("--format", choices=("lines", "csv", "jsonl"), default="lines")
+    predict.add_argument("--max-tokens", type=int, default=120, help="generation (%(default)s)")
+    predict.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (%(default)s)")
+    predict.add_argument("--top-k", type=int, default=0, help="0 keeps all (%(default)s)")
+    predict.add_argument("--top-p", type=float, default=0.95, help="1 keeps all (%(default)s)")
+    predict.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+
+    export = command("export", "write a run's best weights as the next version to serve")
+    export.add_argument("run", help="a run's folder, or its name for the newest one")
+
+    command("list", "recipes, models, tokenizers, data sets and optimizers")
+    return top
+
+
+# What `_add_changes` adds, for a call without a command.
+_NO_CHANGES = {
+    "set": [],
+    "data": None,
+    "text_column": None,
+    "label_column": None,
+    "validation_data": None,
+    "test_data": None,
+}
+
+
+def _add_changes(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a setting, e.g. optimizer.peak_learning_rate=1e-3 (repeatable)",
+    )
+    sub.add_argument("--data", help="your own file: CSV, TSV, JSONL, Parquet; .txt for generation")
+    sub.add_argument("--text-column", help="of your file; found by its name if left out")
+    sub.add_argument("--label-column", help="of your file; found by its name if left out")
+    sub.add_argument("--validation-data", help="your own validation file")
+    sub.add_argument("--test-data", help="your own test file")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

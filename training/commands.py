@@ -1,0 +1,297 @@
+"""What each command of `python -m training` does. Only this file prints.
+
+TensorFlow is imported inside the functions that compute: listing and reusing need none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from model import signatures
+from model.config import MODEL_CONFIGS, TOKENIZER_CONFIGS
+from training.config import CLASSIFICATION, OPTIMIZER_NAMES, RunConfig, override
+from training.datasets import DATASETS, read_labelled, read_texts
+from training.datasets.config import USER_FILE, DatasetConfig
+from training.recipes import RECIPES, recipe
+from training.runs import (
+    RESULTS_FILE,
+    find_run,
+    newest_export,
+    read_config,
+    read_json,
+    run_folder,
+    write_json,
+)
+
+INTERRUPTED = 130
+
+
+def fit(options: argparse.Namespace) -> int:
+    if (options.recipe is None) == (options.config is None):
+        known = ", ".join(RECIPES)
+        raise ValueError(f"fit takes a recipe or --config FILE, one of the two. Recipes: {known}.")
+    config = read_config(options.config) if options.config else recipe(options.recipe)
+    if options.name:
+        config = dataclasses.replace(config, name=options.name)
+    config = changed(config, options)
+    folder = run_folder(options.runs, config)
+    if options.restart:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not _fit(config, options.runs):
+        return INTERRUPTED
+    _print_results(config, read_json(folder / RESULTS_FILE))
+    print(f"\nRun: {folder}\nNext: python -m training export {folder}")
+    return 0
+
+
+def fit_evaluate_export(options: argparse.Namespace) -> int:
+    configs = [changed(recipe(name), options) for name in options.recipes]
+    rows = []
+    for config in configs:
+        folder = run_folder(options.runs, config)
+        if not _fit(config, options.runs):
+            return INTERRUPTED
+        export = _export_of(options.exports, config.name, folder.name)
+        if export is None:
+            from training.export import export_run
+
+            export = export_run(folder, options.exports)
+        results = read_json(folder / RESULTS_FILE)
+        rows.append([config.name, *_headline(results["test"]), results["seconds"], export])
+    print()
+    _print_table(["recipe", "test figure", "", "training s", "export"], rows)
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    folder = find_run(options.runs, options.run)
+    config = read_config(folder)
+    from training.datasets.catalogue import load_dataset
+    from training.run import load_run
+
+    learner = load_run(folder)
+    if options.data is None:
+        split: Any = load_dataset(config.dataset, config.task).test
+        notes: Iterable[str] = ()
+    elif config.task == CLASSIFICATION:
+        split, notes = read_labelled(
+            options.data, options.text_column, options.label_column, learner.label_names
+        )
+    else:
+        split, notes = read_texts(options.data, options.text_column)
+    for note in notes:
+        print(note, file=sys.stderr)
+    report = learner.evaluate(split, folder)
+    write_json(folder / "evaluation.json", {"data": str(options.data or "test"), "report": report})
+    _print_report(report)
+    print(f"\nWritten to {folder / 'evaluation.json'}", end="")
+    print(f" and {folder / 'confusion_matrix.png'}" if config.task == CLASSIFICATION else "")
+    return 0
+
+
+def predict(options: argparse.Namespace) -> int:
+    folder = find_run(options.runs, options.run)
+    texts = _texts(options)
+    from training.run import load_run
+
+    learner = load_run(folder)
+    if read_config(folder).task == CLASSIFICATION:
+        scores = learner.probabilities(texts)
+        answers = [
+            {
+                signatures.TEXT: text,
+                signatures.LABEL: learner.label_names[row.argmax()],
+                signatures.SCORES: dict(zip(learner.label_names, row.tolist(), strict=True)),
+            }
+            for text, row in zip(texts, scores, strict=True)
+        ]
+    else:
+        settings = ("max_tokens", "temperature", "top_k", "top_p", "seed")
+        chosen = {name: getattr(options, name) for name in settings}
+        answers = [
+            {signatures.PROMPT: text, signatures.TEXT: learner.continue_text(text, **chosen)}
+            for text in texts
+        ]
+    _WRITERS[options.format](answers)
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    folder = find_run(options.runs, options.run)
+    from training.export import export_run
+
+    path = export_run(folder, options.exports)
+    print(f"Exported to {path}\nNext: python -m serving --exports {options.exports}")
+    return 0
+
+
+def show_list(options: argparse.Namespace) -> int:
+    def first_line(thing: Any) -> str:
+        return (thing.__doc__ or "").strip().splitlines()[0]
+
+    sections: dict[str, dict[str, str]] = {
+        "Recipes (python -m training fit NAME)": {n: first_line(f) for n, f in RECIPES.items()},
+        "Models (--set model=NAME)": {n: first_line(c) for n, c in MODEL_CONFIGS.items()},
+        "Tokenizers (--set tokenizer=NAME)": {
+            n: first_line(c) for n, c in TOKENIZER_CONFIGS.items()
+        },
+        "Data sets (--set dataset.name=NAME)": {n: d.description for n, d in DATASETS.items()},
+        "Optimizers (--set optimizer.name=NAME)": OPTIMIZER_NAMES,
+    }
+    for title, entries in sections.items():
+        print(title)
+        for name, text in entries.items():
+            print(f"  {name:<22} {text}")
+        print()
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "fit": fit,
+    "all": fit_evaluate_export,
+    "evaluate": evaluate,
+    "predict": predict,
+    "export": export,
+    "list": show_list,
+}
+
+
+def changed(config: RunConfig, options: argparse.Namespace) -> RunConfig:
+    """`config` with the user's own file and settings in place of the recipe's."""
+    files = ("text_column", "label_column", "validation_data", "test_data")
+    if options.data:
+        config = dataclasses.replace(
+            config,
+            dataset=DatasetConfig(
+                name=USER_FILE,
+                path=options.data,
+                text_column=options.text_column,
+                label_column=options.label_column,
+                validation_path=options.validation_data,
+                test_path=options.test_data,
+            ),
+        )
+    elif given := [name for name in files if getattr(options, name)]:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ValueError(f"{flags} needs --data FILE: it says how to read your own file.")
+    return override(config, options.set)
+
+
+def _fit(config: RunConfig, runs: Path) -> bool:
+    """Trains unless it is done already; False when interrupted."""
+    folder = run_folder(runs, config)
+    if (folder / RESULTS_FILE).is_file():
+        print(f"{config.name}: trained already in {folder}", file=sys.stderr)
+        return True
+    from training.run import fit_run
+
+    _, outcome = fit_run(config, runs)
+    if outcome.reason == "interrupted":
+        print(
+            f"Stopped at update {outcome.step}, saved in {folder}. The same command goes on.",
+            file=sys.stderr,
+        )
+        return False
+    return True
+
+
+def _export_of(exports: Path, name: str, run: str) -> Path | None:
+    """The newest version of `name`, if it was made from `run`."""
+    newest = newest_export(exports, name)
+    if newest is None or not (newest / signatures.MANIFEST_FILE).is_file():
+        return None
+    return newest if read_json(newest / signatures.MANIFEST_FILE)["run"] == run else None
+
+
+def _texts(options: argparse.Namespace) -> list[str]:
+    if options.file and options.texts:
+        raise ValueError("predict takes texts or --file, not both.")
+    if options.file:
+        texts, notes = read_texts(options.file, options.text_column)
+        for note in notes:
+            print(note, file=sys.stderr)
+        return texts
+    if options.texts:
+        return list(options.texts)
+    if sys.stdin.isatty():
+        print("One text a line; end with Ctrl-D.", file=sys.stderr)
+    texts = [line.rstrip("\n") for line in sys.stdin]
+    if not texts:
+        raise ValueError("No text: give texts as arguments, with --file, or on standard input.")
+    return texts
+
+
+def _write_lines(answers: list[dict]) -> None:
+    for answer in answers:
+        if signatures.LABEL in answer:
+            label = answer[signatures.LABEL]
+            text = " ".join(answer[signatures.TEXT].split())
+            print(f"{label}\t{answer[signatures.SCORES][label]:.4f}\t{text}")
+        else:
+            print(answer[signatures.PROMPT] + answer[signatures.TEXT], end="\n\n")
+
+
+def _write_csv(answers: list[dict]) -> None:
+    flat = [
+        {k: v for k, v in answer.items() if k != signatures.SCORES}
+        | {f"score_{k}": f"{v:.6f}" for k, v in answer.get(signatures.SCORES, {}).items()}
+        for answer in answers
+    ]
+    writer = csv.DictWriter(sys.stdout, list(flat[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+
+
+def _write_jsonl(answers: list[dict]) -> None:
+    for answer in answers:
+        print(json.dumps(answer, ensure_ascii=False))
+
+
+_WRITERS = {"lines": _write_lines, "csv": _write_csv, "jsonl": _write_jsonl}
+
+
+def _headline(report: dict) -> list[str]:
+    if "macro_f1" in report:
+        return [f"accuracy {report['accuracy']:.2%}", f"macro F1 {report['macro_f1']:.4f}"]
+    return [
+        f"{report['bits_per_character']:.3f} bits/character",
+        f"perplexity {report['perplexity']:.1f}",
+    ]
+
+
+def _print_results(config: RunConfig, results: dict) -> None:
+    print(
+        f"\n{config.name}: {results['steps']} updates in {results['seconds']} s, "
+        f"best at {results['best_step']} ({results['ended']}). On the test split:\n"
+    )
+    _print_report(results["test"])
+
+
+def _print_report(report: dict) -> None:
+    print(f"loss {report['loss']:.4f}   " + "   ".join(_headline(report)))
+    if "by_label" in report:
+        print()
+        rows = [
+            [name, *(f"{row[key]:.4f}" for key in ("precision", "recall", "f1"))]
+            + [row["num_examples"]]
+            for name, row in report["by_label"].items()
+        ]
+        _print_table(["label", "precision", "recall", "f1", "examples"], rows)
+    for sample in report.get("samples", ()):
+        print(f"\n[{sample['prompt']}]{sample['text']}")
+
+
+def _print_table(header: list[str], rows: list[list]) -> None:
+    cells = [header, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    for row in cells:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print(line.rstrip())

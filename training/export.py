@@ -1,0 +1,189 @@
+"""Writes what a server loads: strings in, answers out, tokenizer and labels inside the graph.
+
+`<exports>/<name>/<version>/` is a SavedModel of plain ops, with warm-up requests and a manifest.
+It is written beside and renamed into place, so no server ever sees half of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import shutil
+from datetime import datetime, timezone
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+from model import signatures
+from model.generation import generate
+from training.classification import Classifier
+from training.language_model import LanguageModel, generation_inputs
+from training.run import Learner, load_run
+from training.runs import RESULTS_FILE, newest_export, read_config, read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+_GOLDEN_TEXTS = [
+    "I would buy it again tomorrow.",
+    "It broke after two days, and nobody answered my letters.",
+    "今天的菜很好吃，下次还来。",
+    "Ｆｕｌｌ　ｗｉｄｔｈ, 'quotes', émigré & 😀\n",
+    "",
+]
+_GOLDEN_PROMPTS = ["Once there was a little fox", "从前有一只小猫", ""]
+_TEXT_INPUT = tf.TensorSpec([None], tf.string, name=signatures.TEXT)
+_PACKAGES = ("tensorflow", "tensorflow-text", "keras", "numpy")
+
+
+def export_run(folder: Path, exports: Path) -> Path:
+    """Exports the best weights of the run in `folder` as the next version; returns its folder."""
+    learner, config = load_run(folder), read_config(folder)
+    base = exports / config.name
+    newest = newest_export(exports, config.name)
+    version = int(newest.name) + 1 if newest else 1
+    target, beside = base / str(version), base / f".{version}.part"
+    shutil.rmtree(beside, ignore_errors=True)  # what an interrupted export left
+    base.mkdir(parents=True, exist_ok=True)
+    try:
+        kind = signatures.CLASSIFIER if isinstance(learner, Classifier) else signatures.GENERATOR
+        _write_saved_model(learner, beside)
+        golden = _golden(learner)
+        _write_warmup(golden, config.name, beside / signatures.WARMUP_FILE)
+        results = read_json(folder / RESULTS_FILE) if (folder / RESULTS_FILE).is_file() else {}
+        manifest = {
+            "format": 1,
+            "name": config.name,
+            "version": version,
+            "kind": kind,
+            "run": folder.name,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "labels": list(getattr(learner, "label_names", ())),
+            "signatures": _describe_signatures(golden),
+            "config": _without_paths(config.to_dict()),
+            "metrics": {
+                split: _figures(results.get(split, {})) for split in ("validation", "test")
+            },
+            "versions": {"python": platform.python_version()}
+            | {package: installed_version(package) for package in _PACKAGES},
+            "files": {
+                str(path.relative_to(beside)): hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in sorted(beside.rglob("*"))
+                if path.is_file()
+            },
+            "golden": [golden],
+        }
+        write_json(beside / signatures.MANIFEST_FILE, manifest)
+        os.rename(beside, target)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    return target
+
+
+def _write_saved_model(learner: Learner, path: Path) -> None:
+    # Not a tf.Module that holds the model: TensorFlow would write every variable under a second
+    # name that only its object loader finds, and a session, which is what serves, would not run.
+    archive = keras.export.ExportArchive()
+    archive.track(learner.model)
+    archive.track(learner.tokenizer)
+    if isinstance(learner, Classifier):
+        archive.add_endpoint(signatures.SERVING_DEFAULT, _classify(learner), [_TEXT_INPUT])
+    else:
+        archive.add_endpoint(signatures.SERVING_DEFAULT, _generate(learner), generation_inputs())
+    archive.write_out(str(path), verbose=False)
+
+
+def _classify(learner: Classifier):
+    model, tokenizer, labels = learner.model, learner.tokenizer, tf.constant(learner.label_names)
+
+    def classify(text):
+        logits = model(tokenizer(text).to_tensor(), training=False)  # (B, num_labels)
+        return {
+            signatures.LABEL: tf.gather(labels, tf.argmax(logits, axis=-1)),
+            signatures.SCORES: tf.nn.softmax(logits),
+            # Row by row, as TensorFlow Serving's row format wants the batch in front everywhere.
+            signatures.LABELS: tf.tile(labels[None, :], [tf.shape(logits)[0], 1]),
+        }
+
+    return classify
+
+
+def _generate(learner: LanguageModel):
+    def write(prompt, max_tokens, temperature, top_k, top_p, seed):
+        return generate(
+            learner.model, learner.tokenizer, prompt, max_tokens, temperature, top_k, top_p, seed
+        )
+
+    return write
+
+
+def _golden(learner: Learner) -> dict:
+    """Inputs and the in-process answers to them, as plain JSON values by alias."""
+    if isinstance(learner, Classifier):
+        inputs = {signatures.TEXT: _GOLDEN_TEXTS}
+        scores = learner.probabilities(_GOLDEN_TEXTS)
+        outputs = {
+            signatures.LABEL: [learner.label_names[i] for i in scores.argmax(axis=1)],
+            signatures.SCORES: scores.tolist(),
+            signatures.LABELS: [list(learner.label_names)] * len(scores),
+        }
+    else:
+        count = len(_GOLDEN_PROMPTS)
+        # Greedy only: sampled text may turn on the last bit of a probability.
+        settings = [_GOLDEN_PROMPTS, [24] * count, [0.0] * count, [0] * count, [1.0] * count]
+        columns = [*settings, list(range(count))]
+        inputs = dict(zip(signatures.GENERATOR_INPUTS, columns, strict=True))
+        tensors = [
+            tf.constant(column, spec.dtype)
+            for column, spec in zip(columns, generation_inputs(), strict=True)
+        ]
+        answer = learner.generate(*tensors)
+        outputs = {
+            signatures.TEXT: [text.decode() for text in answer[signatures.TEXT].numpy()],
+            signatures.NUM_TOKENS: answer[signatures.NUM_TOKENS].numpy().tolist(),
+            signatures.FINISH_REASON: [
+                reason.decode() for reason in answer[signatures.FINISH_REASON].numpy()
+            ],
+        }
+    return {"signature_name": signatures.SERVING_DEFAULT, "inputs": inputs, "outputs": outputs}
+
+
+def _describe_signatures(golden: dict) -> dict:
+    return {golden["signature_name"]: {key: sorted(golden[key]) for key in ("inputs", "outputs")}}
+
+
+def _write_warmup(golden: dict, name: str, path: Path) -> None:
+    """The golden inputs as one request and its first row as another: two batch sizes."""
+    path.parent.mkdir(parents=True)
+    dtypes = {spec.name: spec.dtype for spec in [*generation_inputs(), _TEXT_INPUT]}
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for num_rows in (len(next(iter(golden["inputs"].values()))), 1):
+            request = predict_pb2.PredictRequest()
+            request.model_spec.name = name
+            request.model_spec.signature_name = golden["signature_name"]
+            for alias, values in golden["inputs"].items():
+                tensor = tf.make_tensor_proto(values[:num_rows], dtypes[alias])
+                request.inputs[alias].CopyFrom(tensor)
+            log = prediction_log_pb2.PredictionLog(
+                predict_log=prediction_log_pb2.PredictLog(request=request)
+            )
+            writer.write(log.SerializeToString())
+
+
+def _figures(metrics: dict) -> dict:
+    """The single numbers of a report, without its tables."""
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+
+
+def _without_paths(config: dict) -> dict:
+    """A user's file by its name alone: an export tells nothing of the machine it was made on."""
+    dataset = {
+        key: Path(value).name if key.endswith("path") and value else value
+        for key, value in config["dataset"].items()
+    }
+    return config | {"dataset": dataset}
