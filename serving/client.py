@@ -1,0 +1,426 @@
+"""A small synchronous client for TensorFlow Serving's REST API: ours or a stock server.
+
+This file imports nothing of the repository, so it can be copied or installed alone beside httpx.
+That is why the names of our two signatures stand here a second time; `tests/serving/test_client.py`
+holds them equal to `model/signatures.py`.
+
+Every failure is a `ClientError` whose text is one sentence that ends in what to do.
+"""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+CLASSIFIER_INPUTS = frozenset({"text"})
+CLASSIFIER_OUTPUTS = frozenset({"label", "scores", "labels"})
+GENERATOR_INPUTS = frozenset({"prompt", "max_tokens", "temperature", "top_k", "top_p", "seed"})
+GENERATOR_OUTPUTS = frozenset({"text", "num_tokens", "finish_reason"})
+
+AVAILABLE = "AVAILABLE"
+
+
+class ClientError(Exception):
+    """Base of everything this client raises."""
+
+
+class ServerUnreachable(ClientError):
+    """Nothing answers at the address."""
+
+
+class ModelNotFound(ClientError):
+    """The server has no such model, or not that version of it."""
+
+
+class ModelNotReady(ClientError):
+    """The model is loading or failed to load, or the server is draining or too busy. Try later."""
+
+
+class InvalidRequest(ClientError):
+    """The server refused the input; the text is the server's own."""
+
+
+class ServerFailed(ClientError):
+    """The server failed, or what answered does not speak this protocol."""
+
+
+class RequestTimedOut(ClientError):
+    """No answer within the time limit."""
+
+
+@dataclass(frozen=True)
+class Classification:
+    """A label and the score of every label, in the model's label order."""
+
+    label: str
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The continuation without its prompt. `finish_reason` is "stop" or "length"."""
+
+    text: str
+    num_tokens: int
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class VersionStatus:
+    """`state` is START, LOADING, AVAILABLE, UNLOADING or END; END with an error: a failed load."""
+
+    version: int
+    state: str
+    error_code: str
+    error_message: str
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One model of a server. `version` is the served one, or the newest seen when none is served.
+
+    `kind` is "classifier" or "generator", None when the signature is neither or nothing is served.
+    """
+
+    name: str
+    version: int | None
+    state: str
+    kind: str | None
+
+
+class Client:
+    """Talks to one server. Threads may share an instance; connections are kept open between calls.
+
+    `timeout` is in seconds, for each of connecting, sending and waiting for the answer.
+    `transport` replaces the network in tests.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8501",
+        *,
+        timeout: float = 10.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ClientError(
+                f"The server's address must look like http://127.0.0.1:8501. Received: {url!r}."
+            )
+        self.url = url.rstrip("/")
+        self.timeout = timeout
+        # A proxy set for the browser must not swallow requests to this machine.
+        is_local = parts.hostname in ("127.0.0.1", "localhost", "::1")
+        self._http = httpx.Client(transport=transport, timeout=timeout, trust_env=not is_local)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def predict(
+        self,
+        model: str,
+        instances: Sequence[Any],
+        *,
+        version: int | None = None,
+        signature_name: str | None = None,
+        timeout: float | None = None,
+    ) -> list[Any]:
+        """Row format: one instance in, one prediction out. `bytes` are sent as base64 objects."""
+        body = {"instances": list(instances)}
+        answer = self._predict(model, body, "predictions", version, signature_name, timeout)
+        if not isinstance(answer, list):
+            raise ServerFailed(_not_the_protocol(self.url, '"predictions" is no list'))
+        return answer
+
+    def predict_columns(
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        version: int | None = None,
+        signature_name: str | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Column format: all values of each input together, and so come the outputs."""
+        return self._predict(model, {"inputs": inputs}, "outputs", version, signature_name, timeout)
+
+    def classify(
+        self,
+        model: str,
+        texts: Sequence[str],
+        *,
+        version: int | None = None,
+        timeout: float | None = None,
+    ) -> list[Classification]:
+        """One `Classification` per text, in order. No texts: an empty list, and no request."""
+        if not texts:
+            return []
+        rows = self.predict(model, [{"text": t} for t in texts], version=version, timeout=timeout)
+        _require_fields(model, "classifier", rows, CLASSIFIER_OUTPUTS)
+        return [
+            Classification(row["label"], dict(zip(row["labels"], row["scores"], strict=True)))
+            for row in rows
+        ]
+
+    def generate(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        max_tokens: int = 100,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 0.95,
+        seed: int = 0,
+        version: int | None = None,
+        timeout: float | None = 60.0,
+    ) -> Generation:
+        """Continues `prompt`. Temperature 0 is greedy; top_k 0 and top_p 1 are off."""
+        instance = {
+            "prompt": prompt,
+            "max_tokens": int(max_tokens),  # numpy integers are no JSON
+            "temperature": float(temperature),
+            "top_k": int(top_k),
+            "top_p": float(top_p),
+            "seed": int(seed),
+        }
+        rows = self.predict(model, [instance], version=version, timeout=timeout)
+        _require_fields(model, "generator", rows, GENERATOR_OUTPUTS)
+        return Generation(rows[0]["text"], rows[0]["num_tokens"], rows[0]["finish_reason"])
+
+    def status(self, model: str) -> list[VersionStatus]:
+        """Every version the server has seen of the model, highest first, ended ones included."""
+        response = self._request("GET", f"/v1/models/{quote(model, safe='')}")
+        if response.status_code == 404:
+            raise ModelNotFound(self._not_found(model, None))
+        answer = self._json(response)
+        try:
+            return [
+                VersionStatus(
+                    version=int(entry["version"]),
+                    state=entry["state"],
+                    error_code=entry["status"]["error_code"],
+                    error_message=entry["status"]["error_message"],
+                )
+                for entry in answer["model_version_status"]
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            detail = f"the status of {model!r} has an unknown form"
+            raise ServerFailed(_not_the_protocol(self.url, detail)) from error
+
+    def metadata(self, model: str) -> dict[str, Any]:
+        """The server's answer as it is: `model_spec` and, doubly nested, the `signature_def`s."""
+        response = self._request("GET", f"/v1/models/{quote(model, safe='')}/metadata")
+        if response.status_code == 404:
+            raise self._missing(model, None)
+        return self._json(response)
+
+    def is_alive(self) -> bool:
+        """True when a server answers. A stock server has no health page; its 404 counts too."""
+        try:
+            return self._request("GET", "/healthz").status_code < 500
+        except (ServerUnreachable, RequestTimedOut):
+            return False
+
+    def models(self, names: Sequence[str] = ()) -> list[ModelInfo]:
+        """The server's models, only those in `names` if given.
+
+        A stock server has no list: there, `names` are asked for one by one, and those it does not
+        know are left out.
+        """
+        response = self._request("GET", "/readyz")
+        listed = _parse(response)
+        if response.status_code in (200, 503) and "models" in listed:
+            found = [(m["name"], m["version"], m["state"]) for m in listed["models"]]
+            found = [entry for entry in found if not names or entry[0] in names]
+        else:
+            found = []
+            for name in names:
+                try:
+                    found.append((name, *_served_version(self.status(name))))
+                except ModelNotFound:
+                    continue  # documented: an unknown name is left out
+        return [ModelInfo(n, v, state, self._kind(n, state)) for n, v, state in found]
+
+    def _kind(self, model: str, state: str) -> str | None:
+        if state != AVAILABLE:
+            return None
+        try:
+            return _kind_of(self.metadata(model))
+        except (ModelNotFound, ModelNotReady):
+            return None  # unloaded since it was listed
+
+    def _predict(
+        self,
+        model: str,
+        body: dict[str, Any],
+        answer_key: str,
+        version: int | None,
+        signature_name: str | None,
+        timeout: float | None,
+    ) -> Any:
+        if signature_name is not None:
+            body["signature_name"] = signature_name
+        path = f"/v1/models/{quote(model, safe='')}"
+        if version is not None:
+            path += f"/versions/{version}"
+        content = json.dumps(body, default=_encode_bytes).encode()
+        response = self._request("POST", f"{path}:predict", content=content, timeout=timeout)
+        if response.status_code == 404:
+            raise self._missing(model, version)
+        answer = self._json(response)
+        if answer_key not in answer:
+            raise ServerFailed(_not_the_protocol(self.url, f"no {answer_key!r} in the answer"))
+        return answer[answer_key]
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        content: bytes | None = None,
+        timeout: float | None = None,
+    ) -> httpx.Response:
+        timeout = self.timeout if timeout is None else timeout
+        headers = {"Content-Type": "application/json"} if content is not None else None
+        try:
+            return self._http.request(
+                method, self.url + path, content=content, headers=headers, timeout=timeout
+            )
+        except httpx.ConnectTimeout as error:
+            raise ServerUnreachable(self._unreachable()) from error
+        except httpx.TimeoutException as error:
+            raise RequestTimedOut(
+                f"The server at {self.url} did not answer within {timeout:g} seconds; ask for less "
+                "(shorter input, fewer tokens) or allow more time."
+            ) from error
+        except httpx.ConnectError as error:
+            raise ServerUnreachable(self._unreachable()) from error
+        except httpx.TransportError as error:
+            raise ServerFailed(
+                f"The connection to {self.url} broke before the answer was complete ({error}); "
+                "see the server's log and try again."
+            ) from error
+
+    def _unreachable(self) -> str:
+        return (
+            f"No server answers at {self.url}; start one with `python -m serving`, "
+            "or correct the address."
+        )
+
+    def _json(self, response: httpx.Response) -> dict[str, Any]:
+        """The body of a good answer; a bad one raises by its code. 404 is the caller's matter."""
+        answer = _parse(response)
+        code, text = response.status_code, str(answer.get("error", "")).strip()
+        if code == 200 and answer:
+            return answer
+        if not text:
+            raise ServerFailed(_not_the_protocol(self.url, f"HTTP {code} without an error text"))
+        if code in (429, 503):
+            raise ModelNotReady(f"The server at {self.url} is not ready, try again later: {text}")
+        if code == 504:
+            raise RequestTimedOut(
+                f"The server stopped the request at its time limit; ask for less: {text}"
+            )
+        if 400 <= code < 500:
+            raise InvalidRequest(f"The server refused the request; correct the input: {text}")
+        raise ServerFailed(f"The server at {self.url} failed with HTTP {code}; see its log: {text}")
+
+    def _missing(self, model: str, version: int | None) -> ClientError:
+        """Why a model was not found: the protocol says 404 for a loading or failed one too."""
+        try:
+            statuses = self.status(model)
+        except ModelNotFound as error:
+            return error
+        for status in statuses:
+            if version not in (None, status.version):
+                continue
+            if status.state in ("START", "LOADING"):
+                return ModelNotReady(
+                    f"Version {status.version} of model {model!r} is still loading; try again in a "
+                    "few seconds."
+                )
+            if status.state == "END" and status.error_code != "OK":
+                return ModelNotReady(
+                    f"Version {status.version} of model {model!r} failed to load; export it again: "
+                    f"{status.error_message}"
+                )
+        return ModelNotFound(self._not_found(model, version))
+
+    def _not_found(self, model: str, version: int | None) -> str:
+        what = f"model {model!r}" if version is None else f"version {version} of model {model!r}"
+        return (
+            f"The server at {self.url} has no {what}; check the name, or make an export with "
+            "`python -m training`."
+        )
+
+
+def _encode_bytes(value: object) -> dict[str, str]:
+    if isinstance(value, bytes):
+        return {"b64": base64.b64encode(value).decode("ascii")}
+    raise TypeError(
+        f"Inputs must be str, bytes, bool, int, float, None, lists or dicts of these. "
+        f"Received: {type(value).__name__}."
+    )
+
+
+def _parse(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object in the body, empty when there is none; NaN and Infinity become floats."""
+    # TensorFlow Serving writes string outputs raw, valid UTF-8 or not.
+    text = response.content.decode("utf-8", errors="replace")
+    try:
+        answer = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _require_fields(model: str, kind: str, rows: list[Any], fields: frozenset[str]) -> None:
+    if not all(isinstance(row, Mapping) and fields <= row.keys() for row in rows):
+        raise InvalidRequest(
+            f"Model {model!r} is no {kind}: its answer lacks one of {', '.join(sorted(fields))}; "
+            "choose another model."
+        )
+
+
+def _served_version(statuses: list[VersionStatus]) -> tuple[int | None, str]:
+    for status in statuses:
+        if status.state == AVAILABLE:
+            return status.version, status.state
+    return (statuses[0].version, statuses[0].state) if statuses else (None, "END")
+
+
+def _kind_of(metadata: dict[str, Any]) -> str | None:
+    try:
+        signature = metadata["metadata"]["signature_def"]["signature_def"]["serving_default"]
+        inputs, outputs = set(signature["inputs"]), set(signature["outputs"])
+    except (KeyError, TypeError):
+        return None
+    if inputs == CLASSIFIER_INPUTS and outputs >= CLASSIFIER_OUTPUTS:
+        return "classifier"
+    if inputs == GENERATOR_INPUTS and outputs >= GENERATOR_OUTPUTS:
+        return "generator"
+    return None
+
+
+def _not_the_protocol(url: str, detail: str) -> str:
+    return (
+        f"What answers at {url} does not speak TensorFlow Serving's REST API ({detail}); "
+        "check the address and port."
+    )

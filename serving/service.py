@@ -1,0 +1,73 @@
+"""What the REST and the gRPC front end share: the models, the threads that run them, the drain."""
+
+import asyncio
+import concurrent.futures
+import os
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from serving.errors import Code, ServingError
+from serving.repository import Repository
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+
+class Service:
+    """Runs work on models in threads, so that the event loop stays free for other requests."""
+
+    def __init__(self, repository: Repository) -> None:
+        self.repository = repository
+        self.is_draining = False
+        # TensorFlow computes in its own threads and these mostly wait, so more than CPUs is right.
+        self._threads = concurrent.futures.ThreadPoolExecutor(
+            4 * (os.cpu_count() or 1), thread_name_prefix="request"
+        )
+        self._running: set[asyncio.Future[Any]] = set()
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+        self._is_cut_off = False
+
+    async def run(
+        self,
+        work: Callable[Concatenate[Repository, P], Result],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Result:
+        """`work(repository, ...)` in a thread. While draining: UNAVAILABLE."""
+        if self.is_draining:
+            raise ServingError(
+                Code.UNAVAILABLE, "The server is shutting down; try again later or elsewhere."
+            )
+        future = asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: work(self.repository, *args, **kwargs)
+        )
+        self._running.add(future)
+        self._is_idle.clear()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if self._is_cut_off:
+                raise ServingError(
+                    Code.UNAVAILABLE, "The server stopped before this request was finished."
+                ) from None
+            raise  # the caller has gone
+        finally:
+            self._running.discard(future)
+            if not self._running:
+                self._is_idle.set()
+
+    async def drain(self, seconds: float) -> int:
+        """Refuses new work and waits for what runs; returns how many requests had to be cut off."""
+        self.is_draining = True
+        try:
+            await asyncio.wait_for(self._is_idle.wait(), seconds)
+        except TimeoutError:
+            self._is_cut_off = True
+        unfinished = list(self._running)
+        for future in unfinished:
+            future.cancel()  # the thread cannot be stopped; its caller gets an answer
+        return len(unfinished)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,81 @@
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from starlette.testclient import TestClient
+from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
+from toy_exports import MODELS, wait_until
+
+from serving import servable
+from serving.config import ServerConfig
+from serving.grpc_server import create_server
+from serving.repository import Repository
+from serving.rest import create_app
+from serving.service import Service
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of exports with every toy model as version 3. Read only: copy before changing."""
+    folder = tmp_path_factory.mktemp("exports")
+    for name, save in MODELS.items():
+        save(folder / name / "3")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repository(exports: Path) -> Iterator[Repository]:
+    repository = Repository(ServerConfig(exports=exports), servable.load)
+    repository.start()
+    wait_until(lambda: repository.readiness()[0])
+    yield repository
+    assert repository.stop(10)
+
+
+@pytest.fixture(scope="session")
+def rest(repository: Repository) -> Iterator[TestClient]:
+    """The REST app over the toy models, in this process."""
+    with TestClient(create_app(Service(repository))) as client:
+        yield client
+
+
+class Stubs:
+    def __init__(self, port: int) -> None:
+        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}", options)
+        self.prediction = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
+        self.model = model_service_pb2_grpc.ModelServiceStub(self.channel)
+
+
+@pytest.fixture(scope="session")
+def stubs(repository: Repository) -> Iterator[Stubs]:
+    """gRPC stubs of a server over the toy models, in a thread of this process."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def start() -> tuple[grpc.aio.Server, int]:
+        server = create_server(Service(repository))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        return server, port
+
+    server, port = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+    stubs = Stubs(port)
+    yield stubs
+    stubs.channel.close()
+    asyncio.run_coroutine_threadsafe(server.stop(None), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+    loop.close()
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

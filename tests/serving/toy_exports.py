@@ -1,0 +1,195 @@
+"""Small SavedModels with every kind of signature the server must cope with."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import tensorflow as tf
+
+v1 = tf.compat.v1
+Signatures = dict[str, tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]]
+
+LABELS = ["negative", "positive", "neutral"]
+IDENTITY_TYPES = [
+    tf.float32,
+    tf.float64,
+    tf.int8,
+    tf.uint8,
+    tf.int16,
+    tf.int32,
+    tf.int64,
+    tf.uint32,
+    tf.uint64,
+    tf.bool,
+    tf.string,
+    tf.float16,
+]
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {condition}")
+        time.sleep(0.01)
+
+
+def save_graph(path: Path, build: Callable[[], Signatures]) -> Path:
+    """Writes a SavedModel in the manner of TensorFlow 1: a graph, a session, a builder."""
+    with tf.Graph().as_default(), v1.Session() as session:
+        signatures = build()
+        session.run(v1.global_variables_initializer())
+        builder = v1.saved_model.Builder(str(path))
+        builder.add_meta_graph_and_variables(
+            session,
+            ["serve"],
+            signature_def_map={
+                name: _signature(inputs, outputs) for name, (inputs, outputs) in signatures.items()
+            },
+        )
+        builder.save()
+    return path
+
+
+def _signature(inputs: dict[str, tf.Tensor], outputs: dict[str, tf.Tensor]):
+    info = v1.saved_model.build_tensor_info
+    return v1.saved_model.build_signature_def(
+        {alias: info(tensor) for alias, tensor in inputs.items()},
+        {alias: info(tensor) for alias, tensor in outputs.items()},
+        "tensorflow/serving/predict",
+    )
+
+
+def scale_model(path: Path, factor: float = 0.5) -> Path:
+    """y = factor * x + 2. The signature says (n, 1); the graph takes any shape."""
+
+    def build() -> Signatures:
+        x = v1.placeholder(tf.float32, [None, 1], "x")
+        y = tf.add(v1.get_variable("factor", initializer=factor) * x, 2.0)
+        return {"serving_default": ({"x": x}, {"y": y})}
+
+    return save_graph(path, build)
+
+
+def mixed_model(path: Path) -> Path:
+    """Several inputs and outputs, and outputs that rows cannot hold."""
+
+    def build() -> Signatures:
+        words = v1.placeholder(tf.string, [None], "words")
+        counts = v1.placeholder(tf.int32, [None, 2], "counts")
+        is_loud = v1.placeholder(tf.bool, [None], "is_loud")
+        repeated = tf.strings.join([words, tf.strings.as_string(tf.reduce_sum(counts, -1))])
+        raw_bytes = tf.strings.join([words, tf.constant(b"\xff\x00")])
+        x = v1.placeholder(tf.float32, None, "x")
+        return {
+            "serving_default": (
+                {"words": words, "counts": counts, "is_loud": is_loud},
+                {
+                    "joined": repeated,
+                    "raw_bytes": raw_bytes,
+                    "total": tf.reduce_sum(counts, -1),
+                    "is_quiet": tf.logical_not(is_loud),
+                },
+            ),
+            "scalar": ({"x": x}, {"sum": tf.reduce_sum(x)}),
+            "uneven": ({"x": x}, {"once": tf.identity(x), "twice": tf.concat([x, x], 0)}),
+            "divide": ({"x": x}, {"y": 1.0 / x}),
+            "invalid_text": ({"words": words}, {"text": tf.strings.join([words, b"\xff"])}),
+            "scalar_text": ({"words": words}, {"text": tf.strings.reduce_join(words)}),
+            "needs_vector": ({"x": x}, {"y": tf.tensordot(x, tf.constant([1.0, 2.0]), 1)}),
+            "no_inputs": ({}, {"seven": tf.constant([7])}),
+        }
+
+    return save_graph(path, build)
+
+
+def types_model(path: Path) -> Path:
+    """One identity signature per type, named after it."""
+
+    def build() -> Signatures:
+        signatures = {}
+        for dtype in IDENTITY_TYPES:
+            x = v1.placeholder(dtype, None, f"x_{dtype.name}")
+            signatures[dtype.name] = ({"x": x}, {"y": tf.identity(x)})
+        return signatures
+
+    return save_graph(path, build)
+
+
+def gate_model(path: Path) -> Path:
+    """Creates the file `entry` when it runs, and finishes when the file `leave` is there."""
+
+    def build() -> Signatures:
+        entry = v1.placeholder(tf.string, [1], "entry")
+        leave = v1.placeholder(tf.string, [1], "leave")
+
+        def is_closed(turn: tf.Tensor) -> tf.Tensor:
+            # Named anew each turn, or the optimizer would look only once.
+            nothing = tf.strings.substr(tf.strings.as_string(turn), 0, 0)
+            return tf.equal(tf.size(tf.io.matching_files(tf.strings.join([leave[0], nothing]))), 0)
+
+        with tf.control_dependencies([tf.io.write_file(entry[0], "")]):
+            start = tf.identity(tf.constant(0))
+        (turns,) = tf.while_loop(is_closed, lambda turn: turn + 1, [start])
+        passed = tf.stack([turns]) >= 0
+        return {"serving_default": ({"entry": entry, "leave": leave}, {"passed": passed})}
+
+    return save_graph(path, build)
+
+
+class _Classifier(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="text")])
+    def classify(self, text):
+        is_good = tf.cast(tf.strings.regex_full_match(text, ".*good.*"), tf.float32)
+        scores = tf.stack(
+            [0.8 - 0.7 * is_good, 0.1 + 0.7 * is_good, tf.fill(tf.shape(text), 0.1)], 1
+        )
+        labels = tf.tile(tf.constant([LABELS]), [tf.shape(text)[0], 1])
+        return {
+            "label": tf.gather(tf.constant(LABELS), tf.argmax(scores, 1)),
+            "scores": scores,
+            "labels": labels,
+        }
+
+
+class _Generator(tf.Module):
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None], tf.string, name="prompt"),
+            tf.TensorSpec([None], tf.int32, name="max_tokens"),
+            tf.TensorSpec([None], tf.float32, name="temperature"),
+            tf.TensorSpec([None], tf.int32, name="top_k"),
+            tf.TensorSpec([None], tf.float32, name="top_p"),
+            tf.TensorSpec([None], tf.int32, name="seed"),
+        ]
+    )
+    def generate(self, prompt, max_tokens, temperature, top_k, top_p, seed):
+        settings = [temperature, tf.cast(top_k, tf.float32), top_p, tf.cast(seed, tf.float32)]
+        shown = [tf.strings.as_string(value, precision=2) for value in settings]
+        return {
+            "text": tf.strings.join([prompt, *shown], " "),
+            "num_tokens": max_tokens,
+            "finish_reason": tf.fill(tf.shape(prompt), "length"),
+        }
+
+
+def classifier_model(path: Path) -> Path:
+    module = _Classifier()
+    tf.saved_model.save(module, str(path), signatures={"serving_default": module.classify})
+    return path
+
+
+def generator_model(path: Path) -> Path:
+    module = _Generator()
+    tf.saved_model.save(module, str(path), signatures={"serving_default": module.generate})
+    return path
+
+
+MODELS = {
+    "classifier": classifier_model,
+    "generator": generator_model,
+    "half_plus_two": scale_model,
+    "mixed": mixed_model,
+    "types": types_model,
+    "gate": gate_model,
+}
