@@ -39,7 +39,7 @@ def generate(
     logits, caches = model.prefill(tokens.to_tensor(PADDING), lengths, num_slots)
     draws = uniforms(seed, context)  # (B, context): drawn whole, so no other setting moves them
     B = tf.shape(lengths)[0]
-    written = tf.TensorArray(tf.int32, size=num_steps, element_shape=[None])
+    written = tf.zeros([num_steps, B], tf.int32)  # an empty TensorArray could not be stacked
 
     def unfinished(step, logits, caches, is_finished, hit_end, num_tokens, written):
         return (step < num_steps) & ~tf.reduce_all(is_finished)
@@ -50,7 +50,9 @@ def generate(
         ends = ~is_finished & (token == END)
         hit_end = hit_end | ends
         is_finished = is_finished | ends
-        written = written.write(step, tf.where(is_finished, PADDING, token))
+        written = tf.tensor_scatter_nd_update(
+            written, [[step]], tf.where(is_finished, PADDING, token)[None]
+        )
         num_tokens = num_tokens + tf.cast(~is_finished, tf.int32)
         is_finished = is_finished | (num_tokens >= allowed)
         # Finished rows go on in place, at most in the last slot: nobody reads them again.
@@ -61,8 +63,7 @@ def generate(
     none = tf.zeros([B], tf.int32)
     start = (0, logits, caches, allowed <= 0, tf.zeros([B], tf.bool), none, written)
     *_, hit_end, num_tokens, written = tf.while_loop(unfinished, write_one, start)
-    rows = tf.transpose(written.stack())  # (B, num_steps)
-    answer = tf.RaggedTensor.from_tensor(tf.reshape(rows, [B, num_steps]), lengths=num_tokens)
+    answer = tf.RaggedTensor.from_tensor(tf.transpose(written), lengths=num_tokens)
     return {
         signatures.TEXT: tokenizer.detokenize(answer),
         signatures.NUM_TOKENS: num_tokens,

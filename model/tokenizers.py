@@ -179,7 +179,9 @@ class SentencePieceTokenizer(tf.Module):
     def train(
         cls, texts: Sequence[str], config: SentencePieceTokenizerConfig
     ) -> SentencePieceTokenizer:
-        import sentencepiece  # only needed where a vocabulary is made
+        # Only needed where a vocabulary is made.
+        import sentencepiece
+        from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
         if not any(text.strip() for text in texts):
             raise ValueError("A vocabulary needs text to be trained on. Received: empty texts only")
@@ -207,7 +209,10 @@ class SentencePieceTokenizer(tf.Module):
                 num_threads=1,  # the pieces of equal score depend on it
                 minloglevel=2,
             )
-        return cls(model.getvalue())
+        proto = ModelProto.FromString(model.getvalue())
+        # The rules are compiled in: what is left is a temporary path, another one in every run.
+        proto.normalizer_spec.ClearField("normalization_rule_tsv")
+        return cls(proto.SerializeToString(deterministic=True))
 
     def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:
         return self.pieces.tokenize(valid_utf8(text))

@@ -1,0 +1,151 @@
+"""make demo: trains the recipes that are not trained yet, serves them, opens the pages.
+
+The three rooms meet here only as processes: each can be started alone with the same commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+PYTHON = [sys.executable, "-m"]
+STARTING_SECONDS = 120
+STOPPING_SECONDS = 15
+
+
+class Stopped(Exception):
+    """Ctrl-C, or the terminal was closed."""
+
+
+def main() -> int:
+    options, training_options = parse()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    children: list[tuple[str, subprocess.Popen]] = []
+    try:
+        began = time.monotonic()
+        train = [*PYTHON, "training", "--exports", options.exports, "--runs", options.runs, "all"]
+        code = run_to_its_end([*train, *options.recipes, *training_options])
+        if code:
+            return code
+        print(f"\nStarting the server and the pages ({time.monotonic() - began:.0f} s so far) ...")
+        server = f"http://127.0.0.1:{options.rest_port}"
+        pages = f"http://127.0.0.1:{options.ui_port}"
+        children.append(("the model server", start("serving", *serving_options(options))))
+        models = ",".join(options.recipes)
+        ui_options = ["--server", server, "--models", models, "--port", str(options.ui_port)]
+        children.append(("the pages", start("ui", *ui_options)))
+        for name in options.recipes:
+            wait_for(f"{server}/v1/models/{name}", '"AVAILABLE"', children)
+        wait_for(f"{pages}/_stcore/health", "ok", children)
+        print(ADVICE.format(pages=pages, server=server, model=options.recipes[0]), flush=True)
+        while True:
+            check(children)
+            time.sleep(0.5)
+    except Stopped:
+        print("\nStopping ...", flush=True)
+        return 0
+    except RuntimeError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    finally:
+        stop(children)
+
+
+ADVICE = """
+Stepwise is up.
+  Pages         {pages}
+  Model server  {server}   (TensorFlow Serving's REST API)
+
+Try:
+  * type a sentence of your own on the page Sentiment, in English or Chinese
+  * let the page Generate tell a story
+  * curl -d '{{"instances": ["What a lovely day"]}}' {server}/v1/models/{model}:predict
+Ctrl-C stops everything."""
+
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="Other options go to python -m training all."
+    )
+    parser.add_argument("recipes", nargs="*", default=["sentiment", "topics", "stories"])
+    parser.add_argument("--runs", default="runs")
+    parser.add_argument("--exports", default="exports")
+    parser.add_argument("--engine", default="auto", help="of python -m serving (%(default)s)")
+    parser.add_argument("--rest-port", type=int, default=8501)
+    parser.add_argument("--grpc-port", type=int, default=8500)
+    parser.add_argument("--ui-port", type=int, default=8502)
+    return parser.parse_known_args()
+
+
+def serving_options(options: argparse.Namespace) -> list[str]:
+    return [
+        *("--exports", options.exports, "--models", ",".join(options.recipes)),
+        *("--engine", options.engine),
+        *("--rest_api_port", str(options.rest_port), "--port", str(options.grpc_port)),
+    ]
+
+
+def run_to_its_end(command: list[str]) -> int:
+    """Training sees Ctrl-C itself, as it shares the terminal: it saves before it ends."""
+    process = subprocess.Popen(command)
+    while True:
+        try:
+            return process.wait()
+        except Stopped:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+
+
+def start(room: str, *options: str) -> subprocess.Popen:
+    """In a session of its own: Ctrl-C reaches this process alone, which then stops them in turn."""
+    return subprocess.Popen([*PYTHON, room, *options], start_new_session=True)
+
+
+def wait_for(url: str, text: str, children: list[tuple[str, subprocess.Popen]]) -> None:
+    """Until `url` answers with `text`; raises RuntimeError when that takes too long."""
+    deadline = time.monotonic() + STARTING_SECONDS
+    while time.monotonic() < deadline:
+        check(children)
+        try:
+            with urllib.request.urlopen(url, timeout=2) as answer:
+                if text in answer.read().decode():
+                    return
+        except (urllib.error.URLError, OSError):
+            pass  # not up yet
+        time.sleep(0.1)
+    raise RuntimeError(f"{url} did not come up within {STARTING_SECONDS} s.")
+
+
+def check(children: list[tuple[str, subprocess.Popen]]) -> None:
+    for name, process in children:
+        if process.poll() is not None:
+            raise RuntimeError(f"{name} ended with code {process.returncode}; see above.")
+
+
+def stop(children: list[tuple[str, subprocess.Popen]]) -> None:
+    """The pages first, so that nobody sees a server go."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    for _, process in reversed(children):
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(STOPPING_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _stop(number: int, frame: object) -> None:
+    raise Stopped
+
+
+if __name__ == "__main__":
+    os.chdir(os.path.dirname(os.path.abspath(__file__)))
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""What all tests share: the environment, and exports of briefly trained models."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if "STEPWISE_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_dir():
+    os.environ["STEPWISE_DATA"] = str(ROOT.parent / "shared" / "data")
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that need the trained exports share a worker, so that those are trained once."""
+    for item in items:
+        if "trained_exports" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("trained_exports"))
+
+
+@pytest.fixture(scope="session")
+def trained_folder(tmp_path_factory) -> Path:
+    """A folder with `runs/` and `exports/` of sentiment, topics and stories, trained briefly."""
+    folder = tmp_path_factory.mktemp("trained")
+    script = ROOT / "tests" / "end_to_end" / "brief_exports.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_exports(trained_folder) -> Path:
+    """The folder that a server is started on."""
+    return trained_folder / "exports"

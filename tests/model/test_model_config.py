@@ -1,0 +1,84 @@
+import dataclasses
+
+import pytest
+
+from model.config import (
+    MODEL_CONFIGS,
+    TOKENIZER_CONFIGS,
+    BagOfNgramsConfig,
+    BidirectionalLSTMConfig,
+    NgramTokenizerConfig,
+    SentencePieceTokenizerConfig,
+    TransformerDecoderConfig,
+    TransformerEncoderConfig,
+    WordTokenizerConfig,
+)
+
+NAN = float("nan")
+RATES = (-0.1, 1.0, 1.5, NAN)
+TRANSFORMER = {
+    "num_layers": (0, -1),
+    "inner_width": (0,),
+    "num_heads": (0, -2),
+    "width": (0, -8, 30, 20),  # 4 heads and pairs of channels: multiples of 8
+    "dropout": RATES,
+}
+# Every setting that can be wrong, with values that are.
+WRONG = {
+    WordTokenizerConfig: {"vocabulary_size": (2, 0), "min_count": (0,), "max_tokens": (0, -1)},
+    NgramTokenizerConfig: {
+        "max_ngram": (0,),
+        "min_character_ngram": (0, -1),
+        "max_character_ngram": (2, -1),
+        "num_buckets": (1, 0, 2**31),
+    },
+    SentencePieceTokenizerConfig: {"vocabulary_size": (0, -5), "model_type": ("words", "", None)},
+    BagOfNgramsConfig: {
+        "naive_bayes_scale": (-0.5, NAN),
+        "smoothing": (0, -1.0, NAN),
+        "scale": (0, -4.0, NAN),
+        "ngram_dropout": RATES,
+    },
+    BidirectionalLSTMConfig: {"embedding_size": (0,), "units": (0, -1), "dropout": RATES},
+    TransformerEncoderConfig: TRANSFORMER,
+    TransformerDecoderConfig: TRANSFORMER | {"context_length": (1, 0, -3)},
+}
+SECTIONS = dict.fromkeys(TOKENIZER_CONFIGS.values(), "tokenizer") | dict.fromkeys(
+    MODEL_CONFIGS.values(), "model"
+)
+
+
+@pytest.mark.parametrize("config", SECTIONS, ids=lambda config: config.__name__)
+def test_every_setting_has_a_value_that_is_refused(config):
+    """A new setting is either checked, or it says here that any value will do."""
+    names = {field.name for field in dataclasses.fields(config)} - {"name"}
+    assert names == set(WRONG[config])
+
+
+@pytest.mark.parametrize(
+    ("config", "setting", "value"),
+    [
+        pytest.param(config, setting, value, id=f"{config.__name__}-{setting}-{value}")
+        for config, settings in WRONG.items()
+        for setting, values in settings.items()
+        for value in values
+    ],
+)
+def test_a_wrong_value_is_refused_under_the_name_a_user_types(config, setting, value):
+    with pytest.raises(ValueError) as refusal:
+        config(**{setting: value})
+    message = str(refusal.value)
+    assert message.startswith(f"{SECTIONS[config]}.{setting} must be ")
+    assert message.endswith(f"Received: {value!r}")
+
+
+def test_values_at_the_edge_are_taken():
+    WordTokenizerConfig(vocabulary_size=3, min_count=1, max_tokens=1)
+    NgramTokenizerConfig(max_ngram=1, min_character_ngram=3, max_character_ngram=3, num_buckets=2)
+    BagOfNgramsConfig(naive_bayes_scale=0.0, ngram_dropout=0.0)
+    TransformerDecoderConfig(width=8, num_heads=4, num_layers=1, dropout=0.0, context_length=2)
+
+
+def test_a_configuration_does_not_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        WordTokenizerConfig().max_tokens = 3

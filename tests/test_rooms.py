@@ -1,0 +1,75 @@
+"""The rooms import one way only, so each can be read, replaced and shipped without the others."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("model", "training", "serving", "ui")
+
+# Which of our own modules a room may import, besides its own.
+ALLOWED = {
+    "model": (),
+    "training": ("model",),
+    # Signatures, tokenizers and samplers of the contract; never a layer or a weight.
+    "serving": ("model.signatures", "model.tokenizers", "model.samplers"),
+    "ui": ("serving.client",),
+}
+# These start before anything heavy is needed, or live without it.
+LIGHT = [
+    "serving/client.py",
+    "serving/__main__.py",
+    "serving/config.py",
+    "training/__main__.py",
+    "training/config.py",
+    "ui/__main__.py",
+    "model/signatures.py",
+    "model/config.py",
+]
+HEAVY = ("tensorflow", "keras", "tensorflow_text", "streamlit", "sklearn", "matplotlib", "pandas")
+
+
+def imports(path, *, top_level_only=False):
+    """Names of the modules that a file imports, `from a import b` as both `a` and `a.b`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield (alias.name,)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively; rooms are named in full"
+            for alias in node.names:
+                yield (node.module, f"{node.module}.{alias.name}")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_it_may(room):
+    files = sorted((ROOT / room).rglob("*.py"))
+    assert files
+    for path in files:
+        for names in imports(path):
+            if names[0].split(".")[0] not in (*ROOMS, "tests", "benchmarks", "demo"):
+                continue
+            allowed = (room, *ALLOWED[room])
+            assert any(n == a or n.startswith(a + ".") for n in names for a in allowed), (
+                f"{path.relative_to(ROOT)} imports {names[-1]}"
+            )
+
+
+@pytest.mark.parametrize("path", LIGHT)
+def test_light_files_import_nothing_heavy_at_the_top(path):
+    for names in imports(ROOT / path, top_level_only=True):
+        assert names[0].split(".")[0] not in HEAVY, f"{path} imports {names[0]}"
+
+
+def test_serving_can_be_imported_by_parts():
+    assert (ROOT / "serving" / "__init__.py").read_text() == ""
+    assert (ROOT / "ui" / "__init__.py").read_text() == ""
+
+
+def test_no_file_of_the_pages_is_named_like_a_room():
+    """Streamlit puts the script's folder first on the path, where it would hide the room."""
+    names = {path.stem for path in (ROOT / "ui").rglob("*")} - {"__init__", "__main__"}
+    assert not names & set(ROOMS)
