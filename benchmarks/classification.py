@@ -22,19 +22,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import numpy as np  # noqa: E402
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer  # noqa: E402
-from sklearn.linear_model import LogisticRegression  # noqa: E402
-from sklearn.naive_bayes import MultinomialNB  # noqa: E402
-from sklearn.pipeline import make_pipeline, make_union  # noqa: E402
+import numpy as np
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import MultinomialNB
+from sklearn.pipeline import make_pipeline, make_union
 
-from training.datasets import load_dataset, unseen_test_indices  # noqa: E402
-from training.recipes import recipe  # noqa: E402
-from training.run import fit_run, load_run  # noqa: E402
+from training.datasets import load_dataset, unseen_test_indices
+from training.recipes import recipe
+from training.run import fit_run, load_run
 
 DEFAULT = ["sentiment", "topics", "sst2", "imdb", "chnsenticorp", "tnews", "ag_news_sample"]
 # A word, one Chinese character, or one mark: what a text has to offer in either language.
-TOKEN = r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+|[^\w\s]"  # noqa: S105
+TOKEN = r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+|[^\w\s]"
 
 
 def peers() -> dict:
@@ -85,7 +85,9 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     packages = ("tensorflow", "keras", "scikit-learn", "numpy")
-    print(f"machine: {platform.machine()}, {os.cpu_count()} CPUs; Python {platform.python_version()}")
+    print(
+        f"machine: {platform.machine()}, {os.cpu_count()} CPUs; Python {platform.python_version()}"
+    )
     print("versions: " + ", ".join(f"{package} {version(package)}" for package in packages))
     print(f"command: python benchmarks/classification.py {' '.join(options.recipes)}\n")
     print("| recipe | model | test accuracy | without repeats of training texts | training s |")

@@ -6,11 +6,10 @@ import logging
 import os
 import signal
 import socket
-import sys
-import tempfile
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
+from model.runtime import import_tensorflow
 from serving.config import ConfigError, ServerConfig
 from serving.sockets import listen, url_host
 
@@ -27,42 +26,16 @@ def serve(config: ServerConfig) -> int:
         if config.rest_api_port
         else None
     )
-    _import_tensorflow()
+    num_gpus = import_tensorflow()
+    import tensorflow as tf
+
+    log.info("TensorFlow %s, %s", tf.__version__, f"{num_gpus} GPU" if num_gpus else "CPU only")
     is_clean = _run(_serve(config, listener))
     if not is_clean:
         # Threads inside TensorFlow cannot be stopped, and the interpreter would wait for them.
         logging.shutdown()
         os._exit(0)
     return 0
-
-
-def _import_tensorflow() -> None:
-    """Imports TensorFlow and finds its devices without the half page it writes while doing so.
-
-    Some of that comes before any log level is read, so stderr itself is held back meanwhile. What
-    is more than information is passed on afterwards.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    sys.stderr.flush()
-    real_stderr = os.dup(2)
-    gpus: list[Any] = []
-    with tempfile.TemporaryFile() as held_back:
-        os.dup2(held_back.fileno(), 2)
-        try:
-            import tensorflow as tf
-            import tensorflow_text  # noqa: F401  the ops of graphs with a tokenizer inside
-
-            gpus = tf.config.list_physical_devices("GPU")
-        finally:
-            os.dup2(real_stderr, 2)
-            os.close(real_stderr)
-            held_back.seek(0)
-            for line in held_back.read().decode(errors="replace").splitlines():
-                is_noise = line.startswith(("I0000", "WARNING: All log messages before absl"))
-                if not is_noise and (gpus or "cuInit" not in line):
-                    print(line, file=sys.stderr)
-    tf.get_logger().setLevel("ERROR")  # its deprecation notes are for authors of graphs
-    log.info("TensorFlow %s, %s", tf.__version__, f"{len(gpus)} GPU" if gpus else "CPU only")
 
 
 def _run(main: Coroutine[Any, Any, bool]) -> bool:

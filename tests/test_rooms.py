@@ -13,7 +13,7 @@ ALLOWED = {
     "model": (),
     "training": ("model",),
     # Signatures, tokenizers and samplers of the contract; never a layer or a weight.
-    "serving": ("model.signatures", "model.tokenizers", "model.samplers"),
+    "serving": ("model.signatures", "model.tokenizers", "model.samplers", "model.runtime"),
     "ui": ("serving.client",),
 }
 # These start before anything heavy is needed, or live without it.
@@ -26,6 +26,7 @@ LIGHT = [
     "ui/__main__.py",
     "model/signatures.py",
     "model/config.py",
+    "model/runtime.py",
 ]
 HEAVY = ("tensorflow", "keras", "tensorflow_text", "streamlit", "sklearn", "matplotlib", "pandas")
 

@@ -19,7 +19,6 @@ INTERRUPTED = 130  # the exit code that shells give Ctrl-C
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets on standard error
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("training").setLevel(logging.INFO)
     from training import commands

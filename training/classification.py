@@ -68,31 +68,26 @@ class Classifier:
 
     def evaluate(self, split: LabelledTexts, folder: Path) -> dict:
         """Accuracy, macro F1 and a table by label; the confusion matrix as a PNG in `folder`."""
-        from sklearn.metrics import classification_report, confusion_matrix
+        from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
         logits = self._logits_of(encode(self.tokenizer, split.texts))
         predicted, indices = logits.argmax(axis=1), range(len(self.label_names))
-        table = classification_report(
-            split.labels,
-            predicted,
-            labels=list(indices),
-            target_names=list(self.label_names),
-            output_dict=True,
-            zero_division=0.0,
+        precision, recall, f1, support = precision_recall_fscore_support(
+            split.labels, predicted, labels=list(indices), zero_division=0.0
         )
         matrix = confusion_matrix(split.labels, predicted, labels=list(indices))
         draw_confusion_matrix(matrix, self.label_names, folder / "confusion_matrix.png")
         return _loss_and_accuracy(logits, split.labels) | {
-            "macro_f1": table["macro avg"]["f1-score"],
+            "macro_f1": float(f1.mean()),
             "num_examples": len(split),
             "by_label": {
                 name: {
-                    "precision": table[name]["precision"],
-                    "recall": table[name]["recall"],
-                    "f1": table[name]["f1-score"],
-                    "num_examples": int(table[name]["support"]),
+                    "precision": float(precision[i]),
+                    "recall": float(recall[i]),
+                    "f1": float(f1[i]),
+                    "num_examples": int(support[i]),
                 }
-                for name in self.label_names
+                for i, name in enumerate(self.label_names)
             },
             "confusion_matrix": matrix.tolist(),
         }

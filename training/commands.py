@@ -17,8 +17,9 @@ from typing import Any
 
 from model import signatures
 from model.config import MODEL_CONFIGS, TOKENIZER_CONFIGS
+from model.runtime import import_tensorflow
 from training.config import CLASSIFICATION, OPTIMIZER_NAMES, RunConfig, override
-from training.datasets import DATASETS, read_labelled, read_texts
+from training.datasets import DATASETS, load_dataset, read_labelled, read_texts
 from training.datasets.config import USER_FILE, DatasetConfig
 from training.recipes import RECIPES, recipe
 from training.runs import (
@@ -61,6 +62,7 @@ def fit_evaluate_export(options: argparse.Namespace) -> int:
             return INTERRUPTED
         export = _export_of(options.exports, config.name, folder.name)
         if export is None:
+            import_tensorflow()
             from training.export import export_run
 
             export = export_run(folder, options.exports)
@@ -74,7 +76,7 @@ def fit_evaluate_export(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     folder = find_run(options.runs, options.run)
     config = read_config(folder)
-    from training.datasets.catalogue import load_dataset
+    import_tensorflow()
     from training.run import load_run
 
     learner = load_run(folder)
@@ -100,6 +102,7 @@ def evaluate(options: argparse.Namespace) -> int:
 def predict(options: argparse.Namespace) -> int:
     folder = find_run(options.runs, options.run)
     texts = _texts(options)
+    import_tensorflow()
     from training.run import load_run
 
     learner = load_run(folder)
@@ -126,6 +129,7 @@ def predict(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     folder = find_run(options.runs, options.run)
+    import_tensorflow()
     from training.export import export_run
 
     path = export_run(folder, options.exports)
@@ -191,6 +195,7 @@ def _fit(config: RunConfig, runs: Path) -> bool:
     if (folder / RESULTS_FILE).is_file():
         print(f"{config.name}: trained already in {folder}", file=sys.stderr)
         return True
+    import_tensorflow()
     from training.run import fit_run
 
     _, outcome = fit_run(config, runs)

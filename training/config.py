@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -55,7 +56,7 @@ class OptimizerConfig:
         _one_of("optimizer.name", self.name, OPTIMIZER_NAMES)
         _one_of("optimizer.schedule", self.schedule, SCHEDULE_NAMES)
         rate = self.peak_learning_rate
-        require(rate > 0, "optimizer.peak_learning_rate", "above 0", rate)
+        require(0 < rate < math.inf, "optimizer.peak_learning_rate", "above 0 and finite", rate)
         require(self.warmup_steps >= 0, "optimizer.warmup_steps", "0 or more", self.warmup_steps)
         require(
             0 <= self.final_fraction <= 1,
@@ -64,15 +65,22 @@ class OptimizerConfig:
             self.final_fraction,
         )
         require(
-            self.weight_decay == 0 or (self.weight_decay > 0 and self.name == "adamw"),
+            self.weight_decay == 0 or (0 < self.weight_decay < math.inf and self.name == "adamw"),
             "optimizer.weight_decay",
             "0, or above 0 with optimizer.name=adamw",
             self.weight_decay,
         )
         factor = self.embedding_rate_factor
-        require(factor > 0, "optimizer.embedding_rate_factor", "above 0", factor)
+        require(
+            0 < factor < math.inf, "optimizer.embedding_rate_factor", "above 0 and finite", factor
+        )
         clip = self.clip_norm
-        require(clip is None or clip > 0, "optimizer.clip_norm", "above 0, or none", clip)
+        require(
+            clip is None or 0 < clip < math.inf,
+            "optimizer.clip_norm",
+            "above 0 and finite, or none",
+            clip,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +99,11 @@ class RunConfig:
     seed: int = 0  # of weights, data order and dropout
 
     def __post_init__(self) -> None:
-        valid = bool(self.name) and all(c.isalnum() or c in "_-." for c in self.name)
+        # "." and ".." are folders already, and not ours.
+        valid = bool(self.name.strip(".")) and all(c.isalnum() or c in "_-." for c in self.name)
         require(valid, "name", "letters, digits, '_', '-' or '.', as it names folders", self.name)
         require(self.batch_size > 0, "batch_size", "above 0", self.batch_size)
-        require(self.epochs > 0, "epochs", "above 0", self.epochs)
+        require(0 < self.epochs < math.inf, "epochs", "above 0 and finite", self.epochs)
         require(
             self.evaluate_every is None or self.evaluate_every > 0,
             "evaluate_every",
@@ -102,6 +111,7 @@ class RunConfig:
             self.evaluate_every,
         )
         require(self.patience >= 0, "patience", "0 or more", self.patience)
+        require(self.seed >= 0, "seed", "0 or more", self.seed)
         needed = {"bag_of_ngrams": ("ngram", "word"), "transformer_decoder": ("sentencepiece",)}
         fitting = needed.get(self.model.name, ("word",))
         require(
@@ -126,7 +136,9 @@ class RunConfig:
 
     def digest(self, data_fingerprint: str) -> str:
         """Eight hexadecimal digits that differ when the settings or the data differ."""
-        text = json.dumps([self.to_dict(), data_fingerprint], sort_keys=True)
+        # Read back first: 5 and 5.0 are one setting, whichever of them a recipe writes.
+        values = RunConfig.from_dict(self.to_dict()).to_dict()
+        text = json.dumps([values, data_fingerprint], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -156,17 +168,20 @@ def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
         target, cls, prefix = values, typing.cast(type, RunConfig), ""
         for section in sections:
             _known(cls, section, prefix)
-            target, cls = target[section], _section_class(cls, section, target[section])
+            inner = _section_class(cls, section, target[section])
+            if inner is None:
+                raise ValueError(f"{prefix}{section} has no settings inside. Received: {path}")
+            target, cls = target[section], inner
             prefix += section + "."
         _known(cls, leaf, prefix)
         hint = typing.get_type_hints(cls)[leaf]
-        if leaf == "name" and prefix[:-1] in _CHOICES or not isinstance(hint, _SCALAR):
-            raise ValueError(f"{path} is a section. Set it as {prefix[:-1] or path}=NAME.")
+        if leaf == "name" and prefix[:-1] in _CHOICES:
+            raise ValueError(f"{path} decides the whole section. Set it as {prefix[:-1]}=NAME.")
+        if dataclasses.is_dataclass(hint):
+            names = ", ".join(f"{path}.{f.name}" for f in dataclasses.fields(hint))
+            raise ValueError(f"{path} is a section. Set one of {names}. Received: {text!r}")
         target[leaf] = _parse(text, hint, path)
     return RunConfig.from_dict(values)
-
-
-_SCALAR = (type, types.UnionType)  # int, float, str, bool, and any of them or None
 
 
 def _from_dict(cls: type, values: Any, prefix: str) -> Any:

@@ -11,7 +11,7 @@ import logging
 import os
 import platform
 import shutil
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def export_run(folder: Path, exports: Path) -> Path:
             "version": version,
             "kind": kind,
             "run": folder.name,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "labels": list(getattr(learner, "label_names", ())),
             "signatures": _describe_signatures(golden),
             "config": _without_paths(config.to_dict()),

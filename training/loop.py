@@ -97,7 +97,7 @@ def fit(
             progress["num_stale"].assign_add(1)
 
     with Interruption() as interruption:
-        if step == 0:
+        if step == 0 and int(progress["best_step"]) < 0:  # not again after a kill in early updates
             evaluate_and_keep()  # where it starts from: the figure that training has to beat
             save()
             totals = Totals(log.unit)

@@ -167,7 +167,10 @@ def test_warmup_requests_are_what_the_server_replays(exported, name):
 def test_an_export_holds_no_optimizer_and_no_path_of_the_machine(exported, name, trained_folder):
     import tensorflow as tf
 
-    names = [entry for entry, _ in tf.train.list_variables(str(exported[name] / "variables" / "variables"))]
+    names = [
+        entry
+        for entry, _ in tf.train.list_variables(str(exported[name] / "variables" / "variables"))
+    ]
     assert not [entry for entry in names if re.search("adam|momentum|velocity|slot", entry.lower())]
     for path in exported[name].rglob("*"):
         if path.is_file():
