@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import keras
 
@@ -13,13 +14,13 @@ from model.recurrent import BidirectionalLSTM
 from model.transformer import TransformerDecoder, TransformerEncoder
 
 # Each is called with (config, vocabulary_size, num_labels) and maps tokens (B, T) to (B, K).
-CLASSIFIERS = {
+CLASSIFIERS: dict[str, Callable[..., keras.Model]] = {
     "bag_of_ngrams": BagOfNgrams,
     "bidirectional_lstm": BidirectionalLSTM,
     "transformer_encoder": TransformerEncoder,
 }
 # Each is called with (config, vocabulary_size) and can prefill and decode.
-GENERATORS = {
+GENERATORS: dict[str, Callable[..., keras.Model]] = {
     "transformer_decoder": TransformerDecoder,
 }
 KIND_OF_MODEL = dict.fromkeys(CLASSIFIERS, signatures.CLASSIFIER) | dict.fromkeys(

@@ -93,7 +93,7 @@ TokenizerConfig = WordTokenizerConfig | NgramTokenizerConfig | SentencePieceToke
 class BagOfNgramsConfig:
     """Linear in the set of n-grams, started from naive-Bayes weights (Wang & Manning, 2012)."""
 
-    naive_bayes_scale: float = 1.0  # 1 starts as naive Bayes, 0 starts from nothing
+    naive_bayes_scale: float = 0.3  # 1 starts as naive Bayes, 0 from nothing, between: milder
     smoothing: float = 0.3  # added to every count before the logarithm
     scale: float = 4.0  # of the normalised sum, so that logits can grow with small weights
     ngram_dropout: float = 0.5

@@ -14,6 +14,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_text as tf_text
@@ -181,7 +182,7 @@ class SentencePieceTokenizer(tf.Module):
     ) -> SentencePieceTokenizer:
         # Only needed where a vocabulary is made.
         import sentencepiece
-        from sentencepiece.sentencepiece_model_pb2 import ModelProto
+        from sentencepiece import sentencepiece_model_pb2
 
         if not any(text.strip() for text in texts):
             raise ValueError("A vocabulary needs text to be trained on. Received: empty texts only")
@@ -209,7 +210,9 @@ class SentencePieceTokenizer(tf.Module):
                 num_threads=1,  # the pieces of equal score depend on it
                 minloglevel=2,
             )
-        proto = ModelProto.FromString(model.getvalue())
+        proto = sentencepiece_model_pb2.ModelProto.FromString(  # type: ignore[attr-defined]
+            model.getvalue()
+        )
         # The rules are compiled in: what is left is a temporary path, another one in every run.
         proto.normalizer_spec.ClearField("normalization_rule_tsv")
         return cls(proto.SerializeToString(deterministic=True))
@@ -229,7 +232,7 @@ class SentencePieceTokenizer(tf.Module):
         return cls((folder / cls.file_name).read_bytes())
 
 
-TOKENIZERS: dict[str, type] = {
+TOKENIZERS: dict[str, Any] = {
     "word": WordTokenizer,
     "ngram": NgramTokenizer,
     "sentencepiece": SentencePieceTokenizer,
@@ -252,7 +255,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list:
     tokenize = tf.function(
         tokenizer, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
     )
-    rows = []
+    rows: list = []
     for chunk in _chunks(texts):
         ragged = tokenize(tf.constant(chunk, tf.string))
         values, splits = ragged.flat_values.numpy(), ragged.row_splits.numpy()

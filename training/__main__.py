@@ -11,29 +11,39 @@ import os
 import sys
 from pathlib import Path
 
-from training.datasets.config import DatasetError
 from training.recipes import DEFAULT_RECIPES
 
 INTERRUPTED = 130  # the exit code that shells give Ctrl-C
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    options = parse(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("training").setLevel(logging.INFO)
     from training import commands
 
     try:
         return commands.COMMANDS[options.command](options)
-    except (ValueError, DatasetError, FileNotFoundError, FloatingPointError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `| head` had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    # argparse takes `texts` beside the run or not at all: those after an option are left over.
+    if options.command == "predict" and not any(word.startswith("-") for word in rest):
+        options.texts += rest
+    elif rest:
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 # What `_add_changes` adds, for a call without a command.
-_NO_CHANGES = {
+_NO_CHANGES: dict[str, object] = {
     "set": [],
     "data": None,
     "text_column": None,

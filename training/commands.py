@@ -74,12 +74,14 @@ def fit_evaluate_export(options: argparse.Namespace) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> int:
+    if options.data is None:
+        _refuse_file_options(options, "--data")
     folder = find_run(options.runs, options.run)
     config = read_config(folder)
     import_tensorflow()
     from training.run import load_run
 
-    learner = load_run(folder)
+    learner: Any = load_run(folder)
     if options.data is None:
         split: Any = load_dataset(config.dataset, config.task).test
         notes: Iterable[str] = ()
@@ -105,7 +107,7 @@ def predict(options: argparse.Namespace) -> int:
     import_tensorflow()
     from training.run import load_run
 
-    learner = load_run(folder)
+    learner: Any = load_run(folder)
     if read_config(folder).task == CLASSIFICATION:
         scores = learner.probabilities(texts)
         answers = [
@@ -170,7 +172,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 def changed(config: RunConfig, options: argparse.Namespace) -> RunConfig:
     """`config` with the user's own file and settings in place of the recipe's."""
-    files = ("text_column", "label_column", "validation_data", "test_data")
     if options.data:
         config = dataclasses.replace(
             config,
@@ -183,10 +184,18 @@ def changed(config: RunConfig, options: argparse.Namespace) -> RunConfig:
                 test_path=options.test_data,
             ),
         )
-    elif given := [name for name in files if getattr(options, name)]:
-        flags = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise ValueError(f"{flags} needs --data FILE: it says how to read your own file.")
+    else:
+        _refuse_file_options(options, "--data")
     return override(config, options.set)
+
+
+def _refuse_file_options(options: argparse.Namespace, wanted: str) -> None:
+    """Raises ValueError for options that describe a file of the user's, as none was given."""
+    about_file = ("text_column", "label_column", "validation_data", "test_data")
+    given = [name for name in about_file if getattr(options, name, None)]
+    if given:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ValueError(f"{flags} needs {wanted} FILE: it says how to read your own file.")
 
 
 def _fit(config: RunConfig, runs: Path) -> bool:
@@ -219,7 +228,9 @@ def _export_of(exports: Path, name: str, run: str) -> Path | None:
 def _texts(options: argparse.Namespace) -> list[str]:
     if options.file and options.texts:
         raise ValueError("predict takes texts or --file, not both.")
-    if options.file:
+    if options.file is None:
+        _refuse_file_options(options, "--file")
+    else:
         texts, notes = read_texts(options.file, options.text_column)
         for note in notes:
             print(note, file=sys.stderr)

@@ -214,7 +214,7 @@ def _from_dict(cls: type, values: Any, prefix: str) -> Any:
 def _section_class(cls: type, name: str, value: Any) -> Any:
     """The dataclass behind a section of settings; None when `name` is a plain value."""
     if cls is RunConfig and name in _CHOICES:
-        chosen = value.get("name") if isinstance(value, dict) else value
+        chosen: Any = value.get("name") if isinstance(value, dict) else value
         _one_of(f"{name}.name", chosen, _CHOICES[name])
         return _CHOICES[name][chosen]
     hint = typing.get_type_hints(cls)[name]

@@ -135,8 +135,14 @@ def _golden(learner: Learner) -> dict:
     else:
         count = len(_GOLDEN_PROMPTS)
         # Greedy only: sampled text may turn on the last bit of a probability.
-        settings = [_GOLDEN_PROMPTS, [24] * count, [0.0] * count, [0] * count, [1.0] * count]
-        columns = [*settings, list(range(count))]
+        settings: list[list] = [
+            _GOLDEN_PROMPTS,
+            [24] * count,
+            [0.0] * count,
+            [0] * count,
+            [1.0] * count,
+        ]
+        columns: list[list] = [*settings, list(range(count))]
         inputs = dict(zip(signatures.GENERATOR_INPUTS, columns, strict=True))
         tensors = [
             tf.constant(column, spec.dtype)

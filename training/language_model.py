@@ -61,7 +61,7 @@ class LanguageModel:
         """Tokenises the splits once."""
         self.batches = LanguageModelBatches(
             self._stream(data.train),
-            num_tokens=self.config.model.context_length,
+            num_tokens=self.model.config.context_length,
             batch_size=self.config.batch_size,
             seed=self.config.seed,
         )
@@ -112,7 +112,7 @@ class LanguageModel:
     def _figures(self, stream, num_characters: int) -> dict[str, float]:
         loss_sum = num_targets = num_correct = 0.0
         for batch in language_model_windows(
-            stream, num_tokens=self.config.model.context_length, batch_size=_EVALUATION_BATCH
+            stream, num_tokens=self.model.config.context_length, batch_size=_EVALUATION_BATCH
         ):
             sums = self._sums(batch["tokens"], batch["targets"])
             loss_sum += float(sums["loss_sum"])

@@ -28,7 +28,8 @@ class Totals:
     """Sums and counts since the last report; averages are taken only when it is due."""
 
     def __init__(self, unit: str):
-        self.unit, self.sums, self.since = unit, [], time.monotonic()
+        self.unit, self.since = unit, time.monotonic()
+        self.sums: list[dict] = []
 
     def add(self, sums: dict) -> None:
         self.sums.append(sums)

@@ -1,5 +1,8 @@
 """Named update rules: Keras' optimizers with a rate for each variable and lazy embeddings."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -64,7 +67,7 @@ class Adam(_RateByVariable, _LazyAdam, keras.optimizers.Adam):
     """With `weight_decay` this is AdamW: Keras decays every rule's weights the decoupled way."""
 
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "sgd": lambda rate, config: SGD(rate),
     "momentum": lambda rate, config: SGD(rate, momentum=0.9),
     "rmsprop": lambda rate, config: RMSprop(rate),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from training.checkpoints import Checkpoints
 from training.classification import Classifier
@@ -35,7 +36,7 @@ def fit_run(config: RunConfig, runs: Path) -> tuple[Path, Outcome]:
     Returns the folder and how training ended; `results.json` is written unless interrupted.
     """
     folder = run_folder(runs, config)
-    data = load_dataset(config.dataset, config.task)
+    data: Any = load_dataset(config.dataset, config.task)  # the shape follows the task
     for note in data.notes:
         logger.info(note)
     learner = _begin(config, folder, data)
@@ -86,7 +87,7 @@ def load_run(folder: Path) -> Learner:
     return learner
 
 
-def _begin(config: RunConfig, folder: Path, data) -> Learner:
+def _begin(config: RunConfig, folder: Path, data: Any) -> Learner:
     """A new learner, its configuration and vocabulary written first; or the one begun before."""
     if (folder / CONFIG_FILE).is_file():
         return _load(config, folder)

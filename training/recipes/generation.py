@@ -11,12 +11,16 @@ def stories() -> RunConfig:
         name="stories",
         dataset=DatasetConfig(name="starter_stories"),
         tokenizer=SentencePieceTokenizerConfig(vocabulary_size=4_000),
-        model=TransformerDecoderConfig(width=192, num_heads=6, inner_width=768, dropout=0.2),
+        model=TransformerDecoderConfig(context_length=192),
         optimizer=OptimizerConfig(
-            peak_learning_rate=2e-3, warmup_steps=50, final_fraction=0.1, weight_decay=0.1
+            peak_learning_rate=2e-3,
+            embedding_rate_factor=5.0,
+            warmup_steps=50,
+            final_fraction=0.1,
+            weight_decay=0.1,
         ),
-        batch_size=8,
-        epochs=10,
+        batch_size=4,
+        epochs=8,
     )
 
 

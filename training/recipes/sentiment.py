@@ -16,9 +16,9 @@ def sentiment() -> RunConfig:
     return RunConfig(
         name="sentiment",
         dataset=DatasetConfig(name="starter_sentiment"),
-        tokenizer=NgramTokenizerConfig(max_ngram=3),
-        model=BagOfNgramsConfig(ngram_dropout=0.7),
-        optimizer=OptimizerConfig(peak_learning_rate=0.01),
+        tokenizer=NgramTokenizerConfig(max_ngram=3, max_character_ngram=5, num_buckets=2**20),
+        model=BagOfNgramsConfig(),
+        optimizer=OptimizerConfig(peak_learning_rate=0.003),
         epochs=8,
     )
 
@@ -57,8 +57,8 @@ def sst2() -> RunConfig:
     return RunConfig(
         name="sst2",
         dataset=DatasetConfig(name="sst2"),
-        tokenizer=NgramTokenizerConfig(max_ngram=2, max_character_ngram=5),
-        model=BagOfNgramsConfig(smoothing=1.0),
+        tokenizer=NgramTokenizerConfig(max_ngram=3, max_character_ngram=5, num_buckets=2**19),
+        model=BagOfNgramsConfig(),
         optimizer=OptimizerConfig(peak_learning_rate=0.003),
         epochs=5,
     )

@@ -10,10 +10,11 @@ def topics() -> RunConfig:
     return RunConfig(
         name="topics",
         dataset=DatasetConfig(name="starter_topics"),
-        tokenizer=NgramTokenizerConfig(max_ngram=2, max_character_ngram=5),
-        model=BagOfNgramsConfig(ngram_dropout=0.7),
+        tokenizer=NgramTokenizerConfig(max_ngram=2, max_character_ngram=5, num_buckets=2**19),
+        model=BagOfNgramsConfig(),
         optimizer=OptimizerConfig(peak_learning_rate=0.01),
         epochs=10,
+        patience=5,
     )
 
 

@@ -1,0 +1,145 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from model.config import SentencePieceTokenizerConfig, TransformerDecoderConfig
+from model.generation import generate
+from model.tokenizers import BEGIN, END
+from training.config import RunConfig
+from training.datasets.config import DatasetConfig
+from training.datasets.examples import TextData
+from training.language_model import LanguageModel
+
+CONTEXT = 8
+DATA = TextData(
+    train=["the cat sat on the mat\n", "a dog ran home", "猫在睡觉"] * 4,
+    validation=["the cat ran", "猫 sat"],
+    test=["a cat sat on the dog", "on the mat", "猫在猫在猫在猫在"],
+)
+CONFIG = RunConfig(
+    name="letters",
+    dataset=DatasetConfig(name="starter_stories"),
+    tokenizer=SentencePieceTokenizerConfig(model_type="char", vocabulary_size=100),
+    model=TransformerDecoderConfig(
+        num_layers=1, width=8, num_heads=2, inner_width=8, context_length=CONTEXT
+    ),
+    batch_size=2,
+)
+
+
+@pytest.fixture(scope="module")
+def learner():
+    learner = LanguageModel.create(CONFIG, DATA)
+    learner.prepare(DATA)
+    return learner
+
+
+@pytest.fixture
+def uniform(learner):
+    """All logits zero: every token has the probability 1 / V."""
+    table = learner.model.embedding.embeddings
+    before = table.numpy()
+    table.assign(np.zeros_like(before))
+    yield learner
+    table.assign(before)
+
+
+def expected_targets(documents):
+    """A token a character, and BEGIN and END around each; the very first is no target."""
+    return sum(len(text) + 2 for text in documents) - 1
+
+
+def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(uniform, tmp_path):
+    """Windows are cut and padded on the way, and none of it shows."""
+    V = uniform.tokenizer.vocabulary_size
+    results = uniform.evaluate(DATA.test, tmp_path)
+    assert results["perplexity"] == pytest.approx(V, rel=1e-5)
+    assert results["loss"] == pytest.approx(math.log(V), rel=1e-6)
+    bits = expected_targets(DATA.test) * math.log2(V) / sum(map(len, DATA.test))
+    assert results["bits_per_character"] == pytest.approx(bits, rel=1e-6)
+    assert results["num_documents"] == 3
+    assert json.loads(json.dumps(results)) == results
+
+
+def test_the_loss_is_that_of_every_window_read_on_its_own(learner):
+    """The plain sum over windows of the context's length, one at a time and without padding."""
+    documents = DATA.validation
+    rows = learner.tokenizer(tf.constant(documents)).to_list()
+    stream = [token for row in rows for token in (BEGIN, *row, END)]
+    loss = correct = 0.0
+    for start in range(0, len(stream) - 1, CONTEXT):
+        window = stream[start : start + CONTEXT + 1]
+        logits = learner.model(tf.constant([window[:-1]]))[0].numpy().astype("float64")
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        loss -= sum(log_p[i, token] for i, token in enumerate(window[1:]))
+        correct += sum(log_p[i].argmax() == token for i, token in enumerate(window[1:]))
+    figures = learner.validate()
+    count = len(stream) - 1
+    assert figures["loss"] == pytest.approx(loss / count, rel=1e-5)
+    assert figures["accuracy"] == pytest.approx(correct / count)
+    characters = sum(map(len, documents))
+    assert figures["bits_per_character"] == pytest.approx(loss / math.log(2) / characters, rel=1e-5)
+
+
+def test_training_windows_are_cut_from_the_training_texts(learner):
+    rows = learner.tokenizer(tf.constant(DATA.train)).to_list()
+    stream = [token for row in rows for token in (BEGIN, *row, END)]
+    windows = {tuple(stream[i : i + CONTEXT]) for i in range(len(stream))}
+    for step in range(learner.batches.num_batches):
+        batch = learner.batches.at(step)
+        assert batch["tokens"].shape == (2, CONTEXT)
+        assert {tuple(row) for row in batch["tokens"].tolist()} <= windows
+
+
+def test_less_loss_is_a_better_score(learner):
+    assert learner.score({"loss": 2.0, "accuracy": 0.1}) > learner.score(
+        {"loss": 3.0, "accuracy": 0.9}
+    )
+
+
+def test_an_empty_split_has_no_figures_and_no_fault(learner, tmp_path):
+    results = learner.evaluate([], tmp_path)
+    assert (results["loss"], results["num_documents"], results["samples"]) == (0.0, 0, [])
+
+
+def test_samples_begin_as_the_documents_do_and_repeat(learner, tmp_path):
+    samples = learner.evaluate(DATA.test, tmp_path)["samples"]
+    assert [sample["prompt"] for sample in samples] == [
+        "a cat sat on",
+        "on the mat",
+        "猫在猫在猫在",
+    ]
+    assert samples == learner.evaluate(DATA.test, tmp_path)["samples"]
+
+
+def test_a_text_is_continued_as_the_settings_say(learner):
+    def continued(**settings):
+        return learner.continue_text("cat", **({"temperature": 3.0, "top_p": 1.0} | settings))
+
+    assert continued(max_tokens=0) == ""
+    assert len(continued(max_tokens=2)) <= 2
+    assert continued(seed=1) == continued(seed=1)
+    assert len({continued(seed=seed) for seed in range(8)}) > 4
+    greedy = continued(temperature=0.0, seed=1)
+    assert greedy == continued(temperature=0.0, seed=2) == continued(top_k=1, seed=3)
+
+
+def test_continuing_is_generating(learner):
+    settings = {"max_tokens": 4, "temperature": 2.0, "top_k": 9, "top_p": 0.9, "seed": 5}
+    inputs = [
+        tf.constant([value], tf.float32 if isinstance(value, float) else None)
+        for value in ("on ", *settings.values())
+    ]
+    expected = generate(learner.model, learner.tokenizer, *inputs)["text"].numpy()[0].decode()
+    assert learner.continue_text("on ", **settings) == expected
+
+
+def test_a_saved_vocabulary_makes_the_same_model(learner, tmp_path):
+    learner.tokenizer.save(tmp_path)
+    again = LanguageModel.load(CONFIG, tmp_path)
+    for a, b in zip(learner.model.variables, again.model.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert again.continue_text("the ") == learner.continue_text("the ")
