@@ -58,7 +58,7 @@ def sst2() -> RunConfig:
         name="sst2",
         dataset=DatasetConfig(name="sst2"),
         tokenizer=NgramTokenizerConfig(max_ngram=3, max_character_ngram=5, num_buckets=2**19),
-        model=BagOfNgramsConfig(),
+        model=BagOfNgramsConfig(smoothing=3.0),
         optimizer=OptimizerConfig(peak_learning_rate=0.003),
         epochs=5,
     )
