@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -30,10 +31,13 @@ def main() -> int:
     children: list[tuple[str, subprocess.Popen]] = []
     try:
         began = time.monotonic()
-        train = [*PYTHON, "training", "--exports", options.exports, "--runs", options.runs, "all"]
-        code = run_to_its_end([*train, *options.recipes, *training_options])
-        if code:
+        check_ports(options)  # before anything that takes minutes
+        places = ["--runs", options.runs, "--exports", options.exports]
+        training = start("training", *places, "all", *options.recipes, *training_options)
+        children.append(("training", training))
+        if code := run_to_its_end(training):
             return code
+        children.clear()
         print(f"\nStarting the server and the pages ({time.monotonic() - began:.0f} s so far) ...")
         server = f"http://127.0.0.1:{options.rest_port}"
         pages = f"http://127.0.0.1:{options.ui_port}"
@@ -92,15 +96,30 @@ def serving_options(options: argparse.Namespace) -> list[str]:
     ]
 
 
-def run_to_its_end(command: list[str]) -> int:
-    """Training sees Ctrl-C itself, as it shares the terminal: it saves before it ends."""
-    process = subprocess.Popen(command)
+def check_ports(options: argparse.Namespace) -> None:
+    """Raises RuntimeError naming the first port that cannot be listened on."""
+    for name in ("rest_port", "grpc_port", "ui_port"):
+        port, option = getattr(options, name), "--" + name.replace("_", "-")
+        with socket.socket() as probe:
+            # As servers do it: a port whose last connections still linger counts as free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except (OSError, OverflowError) as error:
+                raise RuntimeError(
+                    f"port {port} cannot be used ({getattr(error, 'strerror', error)}). Stop the "
+                    f"program that has it, or choose another with {option}."
+                ) from error
+
+
+def run_to_its_end(process: subprocess.Popen) -> int:
+    """The exit code, as shells count. Each stop is handed on once: training saves at the first."""
     while True:
         try:
-            return process.wait()
+            code = process.wait()
+            return code if code >= 0 else 128 - code
         except Stopped:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)
 
 
 def start(room: str, *options: str) -> subprocess.Popen:

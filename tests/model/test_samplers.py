@@ -80,12 +80,13 @@ def test_temperature_zero_and_top_k_one_take_the_likeliest():
 @pytest.mark.parametrize(
     ("top_p", "tokens"),
     [
-        (1e-6, {1}),  # never none
+        (0.0, {1}),  # never none
+        (1e-6, {1}),
         (0.39, {1}),
         (0.41, {1, 3}),
         (0.59, {1, 3}),
         (0.61, {1, 3, 5}),
-        (0.93, {0, 1, 3, 4, 5, 6} - {0}),
+        (0.92, {1, 3, 4, 5, 6}),
         (0.97, {0, 1, 3, 4, 5, 6}),
         (0.99, set(range(7))),
         (1.0, set(range(7))),
@@ -113,6 +114,8 @@ def test_one_number_decides_along_the_ranked_distribution():
     for token, start, end in zip([1, 3, 5, 4, 6, 0, 2], [0, *edges], edges, strict=False):
         assert set(draw([start + 1e-4, (start + end) / 2, end - 1e-4])) == {token}
     assert draw([0.0])[0] == 1
+    # Each share holds its lower edge and not its upper one.
+    assert draw([0.0, 0.25, 0.5, 0.75], logits=np.zeros(4)).tolist() == [0, 1, 2, 3]
     assert draw([1 - 2**-23])[0] == 2  # the largest number that Philox gives
 
 

@@ -37,7 +37,7 @@ def test_the_last_state_comes_back_whole(tmp_path):
     weight, slot, again = state(tmp_path)
     assert again.restore_last() == 9
     assert (weight.numpy(), slot.numpy()) == ([1.5], [2.5])
-    assert {k: v.numpy() for k, v in again.progress.items()} == numbers | {"step": 9}
+    assert {k: v.numpy().item() for k, v in again.progress.items()} == numbers | {"step": 9}
 
 
 def test_the_newest_of_each_is_kept_and_the_best_is_left_alone(tmp_path):

@@ -130,6 +130,7 @@ def in_a_process(code: str, *arguments: object) -> str:
 HEAVY = ("tensorflow", "keras", "sklearn", "streamlit", "pandas", "pyarrow", "matplotlib")
 
 
+@pytest.mark.slow
 def test_help_and_mistakes_answer_without_heavy_imports():
     code = """
 import contextlib, io, sys
@@ -164,6 +165,7 @@ def test_list_names_everything_there_is_with_a_line_each(training, capsys):
     assert all(len(text) > 10 for texts in described.values() for text in texts)
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_failure():
     read, write = os.pipe()
     os.close(read)
@@ -557,6 +559,7 @@ def test_every_export_is_the_next_version(trained, capsys):
         assert manifest["config"]["dataset"]["path"] == "reviews.csv"  # its folder is nobody's
 
 
+@pytest.mark.slow
 def test_all_makes_what_is_missing_and_nothing_twice(training, capsys):
     path = write_csv(training.folder / "reviews.csv", REVIEWS)
     command = ["all", "sentiment", "--data", path, *QUICK]

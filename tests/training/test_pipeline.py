@@ -189,6 +189,7 @@ def test_evaluation_predicts_every_token_but_the_first_once(length):
         assert batch["tokens"].shape == batch["targets"].shape
         assert batch["tokens"].shape[0] <= 2 and batch["tokens"].shape[1] == 8
         is_target = batch["targets"] != 0
+        assert is_target.any(axis=1).all()  # no window of padding alone
         np.testing.assert_array_equal(batch["targets"][is_target], batch["tokens"][is_target] + 1)
         targets.extend(batch["targets"][is_target])
     assert targets == list(range(2, length + 1))

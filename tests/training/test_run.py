@@ -19,8 +19,9 @@ def config(tmp_path):
     rng = np.random.default_rng(0)
     words = [["bad", "poor", "难看"], ["good", "great", "好看"]]
     lines = [
-        {"text": f"{rng.choice(words[i % 2])} film {i} {rng.choice(words[i % 2])}", "label": i % 2}
-        for i in range(120)
+        # One in five is labelled wrong, so that the longer it trains the worse it gets.
+        {"text": f"{rng.choice(words[i % 2])} film {i}", "label": (i + (rng.random() < 0.2)) % 2}
+        for i in range(200)
     ]
     path = tmp_path / "reviews.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -30,7 +31,7 @@ def config(tmp_path):
             "dataset": {"name": "file", "path": str(path)},
             "tokenizer": {"name": "ngram", "num_buckets": 1024},
             "model": {"name": "bag_of_ngrams"},
-            "optimizer": {"peak_learning_rate": 0.01},
+            "optimizer": {"peak_learning_rate": 0.1},
             "batch_size": 16,
             "epochs": 3,
         }
@@ -54,7 +55,8 @@ def test_a_stopped_run_goes_on_in_its_folder_and_ends_as_if_never_stopped(
     folder, outcome = fit_run(config, tmp_path / "whole")
     assert outcome.reason == "finished"
     whole = read_json(folder / "results.json")
-    assert whole["test"]["accuracy"] > 0.9 and whole["ended"] == "finished"
+    assert whole["ended"] == "finished"
+    assert whole["best_step"] < whole["steps"]  # so best and last weights give other figures
     assert folder.name == f"reviews-{folder.name[-8:]}" == run_folder(tmp_path, config).name
     assert read_config(folder) == config
 
