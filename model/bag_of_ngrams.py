@@ -49,6 +49,7 @@ class BagOfNgrams(keras.Model):
         seen = counts.sum(axis=1, keepdims=True) > 0
         # Unseen buckets take no part: their mass would only shift all labels alike.
         smoothed = (counts + self.config.smoothing) * seen
-        log = np.log(np.where(seen, smoothed, 1.0)) - np.log(smoothed.sum(axis=0))
+        total = np.maximum(smoothed.sum(axis=0), self.config.smoothing)  # of no n-gram at all
+        log = np.log(np.where(seen, smoothed, 1.0)) - np.log(total)
         ratio = np.where(seen, log - log.mean(axis=1, keepdims=True), 0.0)
         self.weight.embeddings.assign(self.config.naive_bayes_scale * ratio)

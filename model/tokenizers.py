@@ -8,7 +8,6 @@ can not differ. Id 0 is always padding.
 from __future__ import annotations
 
 import collections
-import functools
 import io
 import json
 import tempfile
@@ -43,9 +42,11 @@ def valid_utf8(text: tf.Tensor) -> tf.Tensor:
 def split_words(text: tf.Tensor) -> tf.RaggedTensor:
     """Words, marks and single Chinese characters: string (B,) -> ragged string (B, T).
 
-    Normalises first: NFKC (full-width forms become half-width ones), then case folding.
+    Normalises first: NFKC (full-width forms become half-width ones), case folding, and the
+    typographic apostrophe as the plain one, so that "it’s" is one word however it was typed.
     """
     text = tf_text.case_fold_utf8(tf_text.normalize_utf8(valid_utf8(text), "NFKC"))
+    text = tf.strings.regex_replace(text, "’", "'")
     text = tf.strings.regex_replace(text, f"({_UNSPACED}|{_PUNCTUATION})", r" \1 ")
     return tf.strings.split(text)
 
@@ -149,20 +150,10 @@ def _distinct(ids: tf.Tensor, rows: tf.Tensor, num_rows: tf.Tensor, num_ids: int
     )
 
 
-@functools.cache
-def _pieces(model_proto: bytes) -> tf_text.SentencepieceTokenizer:
-    """One resource a model and process, never freed.
-
-    The resource belongs to a cached kernel (seen with TensorFlow Text 2.21.1): two tokenizers of
-    equal models share it, and the first to be garbage-collected would take it from the other.
-    For the same reason nothing here may call `tf.random.set_seed`, which empties that cache.
-    """
-    return tf_text.SentencepieceTokenizer(model=model_proto, out_type=tf.int32)
-
-
 class SentencePieceTokenizer(tf.Module):
-    """SentencePiece over raw text: blanks and line breaks come back, only CR LF becomes LF.
+    """SentencePiece over raw text: blanks and line breaks come back, CR LF as LF.
 
+    (And U+2581, which SentencePiece writes for a blank, as a blank.)
     Call: string (B,) -> ragged int32 (B, T), without BEGIN and END. Characters outside the
     vocabulary fall back to their UTF-8 bytes (`char` models know only what they saw: the rest
     becomes one unknown each).
@@ -173,7 +164,9 @@ class SentencePieceTokenizer(tf.Module):
     def __init__(self, model_proto: bytes):
         super().__init__()
         self.model_proto = model_proto
-        self.pieces = _pieces(model_proto)
+        # A kernel of TensorFlow's eager cache owns this resource (TensorFlow Text 2.21.1), so
+        # nothing here may call `tf.random.set_seed`, which empties that cache.
+        self.pieces = tf_text.SentencepieceTokenizer(model=model_proto, out_type=tf.int32)
         self.vocabulary_size = int(self.pieces.vocab_size().numpy())
 
     @classmethod
@@ -186,30 +179,37 @@ class SentencePieceTokenizer(tf.Module):
 
         if not any(text.strip() for text in texts):
             raise ValueError("A vocabulary needs text to be trained on. Received: empty texts only")
+        is_char = config.model_type == "char"
         model = io.BytesIO()
         with tempfile.TemporaryDirectory() as folder:
             rules = Path(folder) / "normalization.tsv"
             rules.write_text("D A\tA\n")  # code points: the line ends of Windows become ours
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(_lines(texts)),
-                model_writer=model,
-                model_type=config.model_type,
-                vocab_size=config.vocabulary_size,
-                hard_vocab_limit=False,  # a small corpus gives a smaller vocabulary, not an error
-                character_coverage=1.0 if config.model_type == "char" else 0.9995,
-                byte_fallback=config.model_type != "char",
-                normalization_rule_tsv=str(rules),
-                add_dummy_prefix=False,
-                remove_extra_whitespaces=False,
-                user_defined_symbols=["\n"],
-                pad_id=PADDING,
-                unk_id=UNKNOWN,
-                bos_id=BEGIN,
-                eos_id=END,
-                max_sentence_length=1_000_000,  # bytes
-                num_threads=1,  # the pieces of equal score depend on it
-                minloglevel=2,
-            )
+            try:
+                sentencepiece.SentencePieceTrainer.train(
+                    sentence_iterator=iter(_lines(texts)),
+                    model_writer=model,
+                    model_type=config.model_type,
+                    vocab_size=config.vocabulary_size,
+                    hard_vocab_limit=False,  # a small corpus gives a smaller vocabulary
+                    character_coverage=1.0 if is_char else _coverage(texts, config),
+                    byte_fallback=not is_char,
+                    normalization_rule_tsv=str(rules),
+                    add_dummy_prefix=False,
+                    remove_extra_whitespaces=False,
+                    user_defined_symbols=["\n"],
+                    pad_id=PADDING,
+                    unk_id=UNKNOWN,
+                    bos_id=BEGIN,
+                    eos_id=END,
+                    max_sentence_length=1_000_000,  # bytes
+                    num_threads=1,  # the pieces of equal score depend on it
+                    minloglevel=3,
+                )
+            except RuntimeError as error:
+                raise ValueError(
+                    "SentencePiece cannot make a vocabulary of tokenizer.vocabulary_size="
+                    f"{config.vocabulary_size} from these texts; set another. It says: {error}"
+                ) from error
         proto = sentencepiece_model_pb2.ModelProto.FromString(  # type: ignore[attr-defined]
             model.getvalue()
         )
@@ -261,6 +261,18 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list:
         values, splits = ragged.flat_values.numpy(), ragged.row_splits.numpy()
         rows.extend(values[start:end] for start, end in zip(splits, splits[1:], strict=False))
     return rows
+
+
+def _coverage(texts: Sequence[str], config: SentencePieceTokenizerConfig) -> float:
+    """The share of characters that get pieces of their own, at most half of the vocabulary.
+
+    The rest, rare ones, are written as bytes. Without the limit a corpus of more characters than
+    the vocabulary has room for could not be trained on at all.
+    """
+    counts = collections.Counter(character for text in texts for character in text)
+    kept = counts.most_common(config.vocabulary_size // 2)
+    # A little less than their share: SentencePiece takes characters until it is reached.
+    return min(0.9995, sum(count for _, count in kept) / max(counts.total(), 1) - 1e-6)
 
 
 def _chunks(texts: Sequence[str]):

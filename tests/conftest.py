@@ -17,7 +17,7 @@ if "STEPWISE_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_di
 def pytest_collection_modifyitems(items):
     """Tests that need the trained exports share a worker, so that those are trained once."""
     for item in items:
-        if "trained_exports" in getattr(item, "fixturenames", ()):
+        if "trained_folder" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("trained_exports"))
 
 

@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return commands.COMMANDS[options.command](options)
     except KeyboardInterrupt:
-        print("Interrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
+        print("Interrupted. What was saved is kept; run the same command again.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `| head` had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,6 +9,7 @@ import argparse
 import csv
 import dataclasses
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterable
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from model import signatures
-from model.config import MODEL_CONFIGS, TOKENIZER_CONFIGS
+from model.config import MODEL_CONFIGS, TOKENIZER_CONFIGS, require
 from model.runtime import import_tensorflow
 from training.config import CLASSIFICATION, OPTIMIZER_NAMES, RunConfig, override
 from training.datasets import DATASETS, load_dataset, read_labelled, read_texts
@@ -121,6 +122,7 @@ def predict(options: argparse.Namespace) -> int:
     else:
         settings = ("max_tokens", "temperature", "top_k", "top_p", "seed")
         chosen = {name: getattr(options, name) for name in settings}
+        _check_sampling(**chosen)
         answers = [
             {signatures.PROMPT: text, signatures.TEXT: learner.continue_text(text, **chosen)}
             for text in texts
@@ -223,6 +225,16 @@ def _export_of(exports: Path, name: str, run: str) -> Path | None:
     if newest is None or not (newest / signatures.MANIFEST_FILE).is_file():
         return None
     return newest if read_json(newest / signatures.MANIFEST_FILE)["run"] == run else None
+
+
+def _check_sampling(
+    *, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
+) -> None:
+    require(max_tokens >= 0, "--max-tokens", "0 or more", max_tokens)
+    require(0 <= temperature < math.inf, "--temperature", "0 or more", temperature)
+    require(0 <= top_k < 2**31, "--top-k", "0 or more", top_k)
+    require(0 < top_p <= 1, "--top-p", "above 0 and at most 1", top_p)
+    require(0 <= seed < 2**31, "--seed", "from 0 to 2147483647", seed)
 
 
 def _texts(options: argparse.Namespace) -> list[str]:

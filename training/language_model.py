@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 
 from model import signatures
@@ -22,7 +23,7 @@ from model.tokenizers import (
 from training.config import RunConfig
 from training.datasets.examples import TextData
 from training.losses import language_model_loss
-from training.pipeline import LanguageModelBatches, language_model_windows, token_stream
+from training.pipeline import LanguageModelBatches, language_model_windows
 
 _EVALUATION_BATCH = 16
 UNIT = "tokens"  # what a speed is counted in
@@ -60,12 +61,12 @@ class LanguageModel:
     def prepare(self, data: TextData) -> None:
         """Tokenises the splits once."""
         self.batches = LanguageModelBatches(
-            self._stream(data.train),
+            self._encoded(data.train),
             num_tokens=self.model.config.context_length,
             batch_size=self.config.batch_size,
             seed=self.config.seed,
         )
-        self._validation = self._stream(data.validation), _num_characters(data.validation)
+        self._validation = self._encoded(data.validation), _num_characters(data.validation)
 
     def validate(self) -> dict[str, float]:
         return self._figures(*self._validation)
@@ -76,7 +77,7 @@ class LanguageModel:
 
     def evaluate(self, split: Sequence[str], folder: Path) -> dict:
         """Loss (nats a token), perplexity, bits a character, and samples from fixed seeds."""
-        figures = self._figures(self._stream(split), _num_characters(split))
+        figures = self._figures(self._encoded(split), _num_characters(split))
         openings = [_opening(document) for document in split[:: max(len(split) // 4, 1)][:4]]
         answers = [self.continue_text(opening, seed=i) for i, opening in enumerate(openings)]
         return figures | {
@@ -106,13 +107,14 @@ class LanguageModel:
         ]
         return self.generate(*inputs)[signatures.TEXT].numpy()[0].decode()
 
-    def _stream(self, documents: Sequence[str]):
-        return token_stream(encode(self.tokenizer, documents), BEGIN, END)
+    def _encoded(self, documents: Sequence[str]) -> list[np.ndarray]:
+        rows = encode(self.tokenizer, documents)
+        return [np.array([BEGIN, *row, END], np.int32) for row in rows]
 
-    def _figures(self, stream, num_characters: int) -> dict[str, float]:
+    def _figures(self, documents: list[np.ndarray], num_characters: int) -> dict[str, float]:
         loss_sum = num_targets = num_correct = 0.0
         for batch in language_model_windows(
-            stream, num_tokens=self.model.config.context_length, batch_size=_EVALUATION_BATCH
+            documents, num_tokens=self.model.config.context_length, batch_size=_EVALUATION_BATCH
         ):
             sums = self._sums(batch["tokens"], batch["targets"])
             loss_sum += float(sums["loss_sum"])

@@ -86,6 +86,8 @@ def fit(
 
     def evaluate_and_keep() -> None:
         metrics = evaluate()
+        if not math.isfinite(metrics["loss"]):
+            raise FloatingPointError(_not_finite("validation loss", metrics["loss"], step))
         log.report(step, {f"validation_{name}": value for name, value in metrics.items()})
         new = (score(metrics), -metrics["loss"])
         if new > (float(progress["best_score"]), -float(progress["best_loss"])):
@@ -112,12 +114,8 @@ def fit(
                 continue
             report = totals.pop()
             if not all(map(math.isfinite, report.values())):
-                raise FloatingPointError(
-                    f"The loss is not finite any more: {report['loss']} with a gradient norm of "
-                    f"{report['grad_norm']} before update {step}. Lower "
-                    "optimizer.peak_learning_rate or optimizer.clip_norm and train again; the "
-                    "last good checkpoint is kept."
-                )
+                what = f"loss or its gradient norm ({report['grad_norm']})"
+                raise FloatingPointError(_not_finite(what, report["loss"], step))
             log.report(step, report)
             if evaluation_due:
                 evaluate_and_keep()
@@ -127,3 +125,11 @@ def fit(
             if interruption and step < steps:
                 return outcome("interrupted")
     return outcome("finished")
+
+
+def _not_finite(what: str, value: float, step: int) -> str:
+    return (
+        f"The {what} is not finite any more: {value} at update {step}. Lower "
+        "optimizer.peak_learning_rate or optimizer.clip_norm and train again; the last good "
+        "checkpoint is kept."
+    )

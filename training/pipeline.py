@@ -71,20 +71,23 @@ def _pad(rows: Sequence[np.ndarray], labels: np.ndarray, indices: np.ndarray) ->
 
 
 class LanguageModelBatches:
-    """{"tokens": int32 (B, T), "targets": int32 (B, T)}: windows of one long stream of tokens.
+    """{"tokens": int32 (B, T), "targets": int32 (B, T)}: the next token of each, id 0 pads.
 
-    Every pass cuts the stream at another random offset and draws a new order of windows.
+    A row is one document, begin and end included, or a piece of one that is longer than
+    `num_tokens`. Every pass cuts long documents elsewhere, uses each token as a target once (but
+    for the pieces that do not fill a last batch), draws a new order, and lets pieces of like length
+    share a batch.
     """
 
-    def __init__(self, stream: np.ndarray, *, num_tokens: int, batch_size: int, seed: int):
-        if len(stream) < 2:
-            raise ValueError(f"Training needs at least 2 tokens. Received: {len(stream)}")
-        self.stream, self.seed = stream, seed
-        self.num_tokens = min(num_tokens, len(stream) - 1)
-        # One window less than fit, so that every offset leaves as many.
-        windows = max((len(stream) - 1) // self.num_tokens - 1, 1)
-        self.batch_size = min(batch_size, windows)
-        self.num_batches = windows // self.batch_size
+    def __init__(
+        self, documents: Sequence[np.ndarray], *, num_tokens: int, batch_size: int, seed: int
+    ):
+        self.documents, self.num_tokens, self.seed = documents, num_tokens, seed
+        num_pieces = sum(_num_pieces(len(d) - 1, num_tokens) for d in documents)
+        if not num_pieces:
+            raise ValueError("Training needs at least one document of 2 tokens. Received: none")
+        self.batch_size = min(batch_size, num_pieces)
+        self.num_batches = num_pieces // self.batch_size
         self._epoch = -1  # the pass whose order is at hand
 
     def at(self, step: int) -> Batch:
@@ -92,35 +95,70 @@ class LanguageModelBatches:
         epoch, position = divmod(step, self.num_batches)
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self._order(epoch)
-        starts = self._batches[position]
-        windows = self.stream[starts[:, None] + np.arange(self.num_tokens + 1)]  # (B, T + 1)
-        return {"tokens": windows[:, :-1], "targets": windows[:, 1:]}
+        return _shifted(self.documents, self._batches[position])
 
     def _order(self, epoch: int) -> np.ndarray:
-        """Where every window of a pass starts, (num_batches, B)."""
+        """The pieces of every batch of a pass, (num_batches, B, 3): see `_cut`."""
         rng = np.random.default_rng([self.seed, epoch])
-        windows = (len(self.stream) - 1) // self.num_tokens
-        spare = len(self.stream) - 1 - max(windows - 1, 1) * self.num_tokens
-        starts = rng.integers(spare + 1) + np.arange(max(windows - 1, 1)) * self.num_tokens
-        order = rng.permutation(starts)[: self.num_batches * self.batch_size]
-        return order.reshape(self.num_batches, self.batch_size)
+        pieces = _cut(self.documents, self.num_tokens, rng)
+        order = rng.permutation(pieces)[: self.num_batches * self.batch_size]
+        pool = _POOL * self.batch_size
+        for start in range(0, len(order), pool):
+            piece = order[start : start + pool]
+            order[start : start + pool] = piece[np.argsort(piece[:, 2], kind="stable")]
+        batches = order.reshape(self.num_batches, self.batch_size, 3)
+        return batches[rng.permutation(self.num_batches)]
 
 
 def language_model_windows(
-    stream: np.ndarray, *, num_tokens: int, batch_size: int
+    documents: Sequence[np.ndarray], *, num_tokens: int, batch_size: int
 ) -> Iterator[Batch]:
-    """The stream in order, every token but the first a target exactly once; 0 pads the last."""
-    count = max(len(stream) - 1, 0)
-    num_windows = -(-count // num_tokens)
-    padded = np.zeros(num_windows * num_tokens + 1, np.int32)
-    padded[: len(stream)] = stream
-    index = np.arange(num_windows)[:, None] * num_tokens + np.arange(num_tokens + 1)
-    for start in range(0, num_windows, batch_size):
-        windows = padded[index[start : start + batch_size]]
-        yield {"tokens": windows[:, :-1], "targets": windows[:, 1:]}
+    """Every token but a document's first as a target exactly once, for evaluation."""
+    pieces = _cut(documents, num_tokens, None)
+    pieces = pieces[np.argsort(pieces[:, 2], kind="stable")]
+    for start in range(0, len(pieces), batch_size):
+        yield _shifted(documents, pieces[start : start + batch_size])
 
 
-def token_stream(documents: Sequence[np.ndarray], begin: int, end: int) -> np.ndarray:
-    """begin, document, end, begin, document, end ... as one int32 (L,)."""
-    pieces = [[begin, *document, end] for document in documents]
-    return np.concatenate(pieces).astype(np.int32) if pieces else np.zeros(0, np.int32)
+def _num_pieces(num_targets: int, num_tokens: int) -> int:
+    """One, or as many as leave at least half of `num_tokens` for the first cut to move in."""
+    fewest = -(-num_targets // num_tokens)
+    rest = num_targets - (fewest - 1) * num_tokens
+    return fewest + 1 if fewest > 1 and rest > max(num_tokens // 2, 1) else fewest
+
+
+def _cut(
+    documents: Sequence[np.ndarray], num_tokens: int, rng: np.random.Generator | None
+) -> np.ndarray:
+    """Rows of (document, first token, number of targets), covering every document in pieces.
+
+    The first piece of a long document has a random length, the others `num_tokens` and what is
+    left; without `rng` the first is as long as can be.
+    """
+    pieces = []
+    for index, document in enumerate(documents):
+        num_targets = len(document) - 1
+        first = min(num_tokens, num_targets)
+        if rng is not None and num_targets > num_tokens:
+            # The lengths of the first piece that give the number of pieces counted on.
+            count = _num_pieces(num_targets, num_tokens)
+            shortest = max(num_targets - (count - 1) * num_tokens, 1)
+            longest = min(num_targets - (count - 2) * num_tokens - 1, num_tokens)
+            first = int(rng.integers(shortest, longest + 1))
+        start = 0
+        while start < num_targets:
+            length = min(num_tokens if start else first, num_targets - start)
+            pieces.append((index, start, length))
+            start += length
+    return np.array(pieces, np.int64).reshape(-1, 3)
+
+
+def _shifted(documents: Sequence[np.ndarray], pieces: np.ndarray) -> Batch:
+    longest = pieces[:, 2].max()
+    windows = np.zeros((len(pieces), longest + 1), np.int32)
+    targets = np.zeros((len(pieces), longest), np.int32)
+    for row, (index, start, length) in enumerate(pieces):
+        window = documents[index][start : start + length + 1]
+        windows[row, : len(window)] = window
+        targets[row, :length] = window[1:]
+    return {"tokens": windows[:, :-1], "targets": targets}

@@ -262,11 +262,11 @@ EXAMPLES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "generate": {
         "en": (
-            "Once upon a time, there was a little girl named Lily.",
+            "Once there was a little girl who",
             "The old dog looked at the sea and",
         ),
         "zh": (
-            "从前，森林里住着一只小兔子。",
+            "从前，森林里住着一只小兔子，",
             "春天来了，小明和爷爷",
         ),
     },

@@ -19,7 +19,7 @@ from model.signatures import CLASSIFIER, GENERATOR
 
 VOCABULARY, LABELS = 30, 3
 SMALL = {
-    "bag_of_ngrams": BagOfNgramsConfig(ngram_dropout=0.3),
+    "bag_of_ngrams": BagOfNgramsConfig(ngram_dropout=0.3, scale=4.0),
     "bidirectional_lstm": BidirectionalLSTMConfig(embedding_size=8, units=6),
     "transformer_encoder": TransformerEncoderConfig(width=16, num_heads=2, inner_width=24),
     "transformer_decoder": TransformerDecoderConfig(
@@ -226,7 +226,7 @@ TRAIN_LABELS = np.array([0, 0, 1, 2, 2, 1], np.int32)
 
 @pytest.mark.parametrize("smoothing", [0.3, 1.0])
 def test_adapt_is_naive_bayes(smoothing):
-    config = BagOfNgramsConfig(smoothing=smoothing, scale=2.5)
+    config = BagOfNgramsConfig(naive_bayes_scale=1.0, smoothing=smoothing, scale=2.5)
     model = build_model(config, VOCABULARY, LABELS, seed=0)
     model.adapt(TRAIN_ROWS, TRAIN_LABELS)
     texts = [[1, 2], [4, 5, 6, 7], [20], [3, 20], []]

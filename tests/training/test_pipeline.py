@@ -1,5 +1,3 @@
-import collections
-
 import numpy as np
 import pytest
 
@@ -8,7 +6,6 @@ from training.pipeline import (
     LanguageModelBatches,
     classification_rows,
     language_model_windows,
-    token_stream,
 )
 
 
@@ -23,9 +20,15 @@ def classification(count=23, batch_size=5, seed=0):
     return ClassificationBatches(*texts_of(count), batch_size=batch_size, seed=seed)
 
 
-def language(length=103, num_tokens=8, batch_size=3, seed=0):
-    stream = np.arange(1, length + 1, dtype=np.int32)  # every token says where it stands
-    return LanguageModelBatches(stream, num_tokens=num_tokens, batch_size=batch_size, seed=seed)
+def documents_of(*lengths):
+    """Documents whose tokens all differ, so that each says where it stands."""
+    ends = np.cumsum([0, *lengths])
+    return [np.arange(a + 1, b + 1, dtype=np.int32) for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def language(lengths=(103, 9, 5, 30), num_tokens=8, batch_size=3, seed=0):
+    documents = documents_of(*lengths)
+    return LanguageModelBatches(documents, num_tokens=num_tokens, batch_size=batch_size, seed=seed)
 
 
 def pass_of(batches, epoch):
@@ -132,71 +135,80 @@ def test_evaluation_has_every_text_exactly_once_beside_its_index():
 # Language model -----------------------------------------------------------------------------------
 
 
-def test_targets_are_the_tokens_that_follow():
-    batches = language()
-    for step in range(2 * batches.num_batches):
-        batch = batches.at(step)
-        assert batch["tokens"].shape == batch["targets"].shape == (3, 8)
-        np.testing.assert_array_equal(batch["targets"], batch["tokens"] + 1)
-        np.testing.assert_array_equal(np.diff(batch["tokens"], axis=1), 1)
+def targets_of(batches):
+    """All targets but the padding; checks on the way that each follows its token."""
+    found = []
+    for batch in batches:
+        tokens, targets = batch["tokens"], batch["targets"]
+        assert tokens.shape == targets.shape and tokens.dtype == targets.dtype == np.int32
+        is_target = targets != 0
+        assert is_target.any(axis=1).all()  # no row of padding alone
+        assert is_target.any(axis=0).all()  # no column either
+        np.testing.assert_array_equal(targets[is_target], tokens[is_target] + 1)
+        assert (np.diff(is_target.astype(int), axis=1) <= 0).all()  # padding only at the end
+        found.extend(int(target) for target in targets[is_target])
+    return found
 
 
-def test_windows_of_a_pass_do_not_overlap_and_cover_nearly_all():
-    batches = language(length=1000, num_tokens=8, batch_size=3)
-    targets = [
-        target
-        for step in range(batches.num_batches)
-        for target in batches.at(step)["targets"].ravel()
+def every_target(documents):
+    return [int(token) for document in documents for token in document[1:]]
+
+
+def a_pass(batches, epoch=0):
+    first = epoch * batches.num_batches
+    return [batches.at(step) for step in range(first, first + batches.num_batches)]
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 8])
+@pytest.mark.parametrize("length", [2, 3, 5, 8, 9, 10, 12, 13, 14, 16, 17, 18, 25, 33, 64, 65])
+def test_a_pass_over_one_document_has_every_target_once(length, num_tokens):
+    batches = language(lengths=[length], num_tokens=num_tokens, batch_size=1)
+    for epoch in range(20):
+        seen = a_pass(batches, epoch)
+        assert sorted(targets_of(seen)) == list(range(2, length + 1))
+        assert max(batch["tokens"].shape[1] for batch in seen) <= num_tokens
+
+
+def test_a_document_that_fits_is_one_row_from_its_beginning():
+    documents = documents_of(9, 5, 2, 7)
+    batches = language(lengths=(9, 5, 2, 7), num_tokens=8, batch_size=2)
+    firsts = {int(row[0]) for batch in a_pass(batches) for row in batch["tokens"]}
+    assert firsts == {int(document[0]) for document in documents}
+
+
+def test_a_long_document_is_cut_elsewhere_in_every_pass():
+    batches = language(lengths=[103], num_tokens=8, batch_size=1)
+    cuts = [
+        frozenset(int(row[0]) for batch in a_pass(batches, epoch) for row in batch["tokens"])
+        for epoch in range(12)
     ]
-    assert len(targets) == len(set(targets)) > 0.95 * 1000
-    starts = np.array(pass_of(batches, 0)) % 8
-    assert len(set(starts)) == 1  # all cut at one offset
+    assert len(set(cuts)) >= 3
+    assert all(1 in cut for cut in cuts)  # its beginning is always a beginning
 
 
-def test_every_token_gets_its_turn_as_a_target():
-    """The random offset moves, so no token is left out at the ends for ever."""
-    batches = language(length=50, num_tokens=8, batch_size=2)
-    seen = collections.Counter(
-        int(target)
-        for step in range(200 * batches.num_batches)
-        for target in batches.at(step)["targets"].ravel()
-    )
-    assert set(seen) == set(range(2, 51))  # all but the very first
+def test_rows_that_do_not_fill_a_batch_wait_for_another_pass():
+    batches = language(lengths=[5] * 7, num_tokens=8, batch_size=3)
+    assert batches.num_batches == 2
+    passes = [targets_of(a_pass(batches, epoch)) for epoch in range(20)]
+    assert all(len(targets) == len(set(targets)) == 6 * 4 for targets in passes)
+    assert set().union(*passes) == set(every_target(documents_of(*[5] * 7)))
 
 
-@pytest.mark.parametrize("length", [2, 3, 5, 8, 9, 10, 16, 17, 18, 24, 25, 26, 33])
-def test_short_streams_give_what_there_is(length):
-    batches = language(length=length, num_tokens=8, batch_size=3)
-    assert batches.num_batches >= 1
-    for step in range(20):
-        batch = batches.at(step)
-        assert 1 <= batch["tokens"].shape[1] <= min(8, length - 1)
-        np.testing.assert_array_equal(batch["targets"], batch["tokens"] + 1)
-        assert batch["targets"].max() <= length
+def test_rows_of_like_length_share_a_batch():
+    batches = language(lengths=[4, 9] * 30, num_tokens=8, batch_size=6)
+    for batch in a_pass(batches):
+        assert len({int((row != 0).sum()) for row in batch["targets"]}) == 1
 
 
-@pytest.mark.parametrize("length", [0, 1])
-def test_training_needs_a_token_to_predict(length):
-    with pytest.raises(ValueError, match=f"at least 2 tokens. Received: {length}"):
-        language(length=length)
+@pytest.mark.parametrize("lengths", [(), (1,), (0, 1, 1)])
+def test_training_needs_a_token_to_predict(lengths):
+    with pytest.raises(ValueError, match="at least one document of 2 tokens. Received: none"):
+        language(lengths=lengths)
 
 
-@pytest.mark.parametrize("length", [0, 1, 2, 7, 8, 9, 10, 16, 17, 18, 40])
-def test_evaluation_predicts_every_token_but_the_first_once(length):
-    stream = np.arange(1, length + 1, dtype=np.int32)
-    targets = []
-    for batch in language_model_windows(stream, num_tokens=8, batch_size=2):
-        assert batch["tokens"].shape == batch["targets"].shape
-        assert batch["tokens"].shape[0] <= 2 and batch["tokens"].shape[1] == 8
-        is_target = batch["targets"] != 0
-        assert is_target.any(axis=1).all()  # no window of padding alone
-        np.testing.assert_array_equal(batch["targets"][is_target], batch["tokens"][is_target] + 1)
-        targets.extend(batch["targets"][is_target])
-    assert targets == list(range(2, length + 1))
-
-
-def test_documents_are_strung_together_between_their_marks():
-    documents = [np.array([7, 8], np.int32), np.array([], np.int32), np.array([9], np.int32)]
-    stream = token_stream(documents, 2, 3)
-    assert stream.tolist() == [2, 7, 8, 3, 2, 3, 2, 9, 3] and stream.dtype == np.int32
-    assert token_stream([], 2, 3).shape == (0,)
+@pytest.mark.parametrize("lengths", [(), (1,), (2,), (9, 3), (8, 17, 2, 1, 40)])
+def test_evaluation_predicts_every_token_but_the_first_once(lengths):
+    documents = documents_of(*lengths)
+    batches = list(language_model_windows(documents, num_tokens=8, batch_size=2))
+    assert all(batch["tokens"].shape[0] <= 2 and batch["tokens"].shape[1] <= 8 for batch in batches)
+    assert sorted(targets_of(batches)) == every_target(documents)

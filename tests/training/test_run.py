@@ -1,7 +1,6 @@
 """A whole run on a file of a few lines: folder, results, stopping and going on, loading."""
 
 import json
-import os
 import signal
 
 import numpy as np
@@ -11,7 +10,7 @@ from training import run as main_path
 from training.config import RunConfig
 from training.pipeline import ClassificationBatches
 from training.run import fit_run, load_run
-from training.runs import find_run, newest_export, read_config, read_json, run_folder, write_json
+from training.runs import read_config, read_json, run_folder
 
 
 @pytest.fixture
@@ -78,64 +77,3 @@ def test_a_stopped_run_goes_on_in_its_folder_and_ends_as_if_never_stopped(
     learner = load_run(folder)
     split = main_path.load_dataset(config.dataset, config.task).test
     assert learner.evaluate(split, tmp_path) == whole["test"]
-
-
-# Folders ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def runs(tmp_path):
-    """Four runs, the newest last; and a folder that is none."""
-    names = ["film-aaaa0000", "film-bbbb1111", "film-noir-cccc2222", "news-dddd3333"]
-    for age, name in enumerate(names):
-        folder = tmp_path / "runs" / name
-        folder.mkdir(parents=True)
-        write_json(folder / "config.json", {})
-        os.utime(folder / "config.json", (1000 + age, 1000 + age))
-    (tmp_path / "runs" / "film-eeee4444").mkdir()
-    return tmp_path / "runs"
-
-
-@pytest.mark.parametrize(
-    ("asked", "found"),
-    [
-        ("film-aaaa0000", "film-aaaa0000"),
-        ("film", "film-bbbb1111"),  # the newest of that name, and not film-noir
-        ("film-noir", "film-noir-cccc2222"),
-        ("film-n", "film-noir-cccc2222"),
-        ("ne", "news-dddd3333"),
-    ],
-)
-def test_a_run_is_found_by_what_it_is_called(runs, asked, found):
-    assert find_run(runs, asked) == runs / found
-    assert find_run(runs, str(runs / found)) == runs / found
-
-
-@pytest.mark.parametrize("asked", ["film-eeee4444", "poems"])
-def test_a_run_that_is_not_there_is_refused_with_those_that_are(runs, asked):
-    with pytest.raises(FileNotFoundError, match=f"{asked}.*film-aaaa0000.*news-dddd3333"):
-        find_run(runs, asked)
-    with pytest.raises(FileNotFoundError, match="none yet"):
-        find_run(runs / "nowhere", asked)
-
-
-def test_the_newest_export_has_the_highest_number(tmp_path):
-    assert newest_export(tmp_path, "film") is None
-    for version in ("1", "9", "10", "11.part", "notes"):
-        (tmp_path / "film" / version).mkdir(parents=True)
-    assert newest_export(tmp_path, "film") == tmp_path / "film" / "10"
-
-
-def test_a_file_that_is_not_json_is_named(tmp_path):
-    (tmp_path / "config.json").write_text("{half")
-    with pytest.raises(ValueError, match="config.json is not JSON"):
-        read_config(tmp_path)
-
-
-def test_a_json_file_is_replaced_as_a_whole(tmp_path):
-    path = tmp_path / "results.json"
-    write_json(path, {"label": "好"})
-    with pytest.raises(TypeError):
-        write_json(path, {"bad": object()})
-    assert read_json(path) == {"label": "好"}
-    assert "好" in path.read_text(encoding="utf-8")

@@ -306,7 +306,7 @@ def test_status_shows_versions_signatures_and_commands(open_page):
     assert (
         "curl http://127.0.0.1:8501/v1/models/stories:predict -d "
         '\'{"instances": [{"max_tokens": 60, "prompt": '
-        '"Once upon a time, there was a little girl named Lily."}]}\''
+        '"Once there was a little girl who"}]}\''
     ) in codes
 
 
