@@ -20,7 +20,7 @@ def stories() -> RunConfig:
             weight_decay=0.1,
         ),
         batch_size=4,
-        epochs=6,
+        epochs=8,
     )
 
 
