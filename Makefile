@@ -16,7 +16,7 @@ CHOSEN := $(if $(and $(DATA),$(filter file,$(origin RECIPES))),sentiment,$(RECIP
 .PHONY: help setup setup-dev demo train serve ui test test-fast test-portability check format clean
 
 help:
-	@echo "make demo              train the three default recipes, serve them, open the pages"
+	@echo "make demo              train the three default recipes, serve them, start the pages"
 	@echo "make test              all tests; make test-fast leaves out the slow ones"
 	@echo "make test-portability  the exports in the TensorFlow of the newest TensorFlow Serving"
 	@echo "make check             linter, formatter, types"
@@ -66,4 +66,4 @@ format: setup-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-portability runs exports .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-portability .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""make demo: trains the recipes that are not trained yet, serves them, opens the pages.
+"""make demo: trains the recipes that are not trained yet, serves them, starts the pages.
 
 The three rooms meet here only as processes: each can be started alone with the same commands.
 """
@@ -76,16 +76,23 @@ Ctrl-C stops everything."""
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog="Other options go to python -m training all."
+        description=__doc__,
+        epilog="Other options, such as --data or --set, go to python -m training all.",
+        usage="demo.py [RECIPE ...] [options]",
+        allow_abbrev=False,  # a shortened option of training's must not be taken for one of ours
     )
-    parser.add_argument("recipes", nargs="*", default=["sentiment", "topics", "stories"])
     parser.add_argument("--runs", default="runs")
     parser.add_argument("--exports", default="exports")
     parser.add_argument("--engine", default="auto", help="of python -m serving (%(default)s)")
     parser.add_argument("--rest-port", type=int, default=8501)
     parser.add_argument("--grpc-port", type=int, default=8500)
     parser.add_argument("--ui-port", type=int, default=8502)
-    return parser.parse_known_args()
+    words = sys.argv[1:]
+    # Recipes come first, so that the value of an option that is handed on is not taken for one.
+    count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    options, handed_on = parser.parse_known_args(words[count:])
+    options.recipes = words[:count] or ["sentiment", "topics", "stories"]
+    return options, handed_on
 
 
 def serving_options(options: argparse.Namespace) -> list[str]:
@@ -134,8 +141,11 @@ def wait_for(url: str, text: str, children: list[tuple[str, subprocess.Popen]]) 
         check(children)
         try:
             with urllib.request.urlopen(url, timeout=2) as answer:
-                if text in answer.read().decode():
-                    return
+                body = answer.read().decode()
+            if text in body:
+                return
+            if '"END"' in body:  # a version that could not be loaded, with its reason
+                raise RuntimeError(f"{url} says: {body}")
         except (urllib.error.URLError, OSError):
             pass  # not up yet
         time.sleep(0.1)

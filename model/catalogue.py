@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import keras
 
-from model import signatures
 from model.bag_of_ngrams import BagOfNgrams
 from model.config import ModelConfig
 from model.recurrent import BidirectionalLSTM
@@ -23,9 +22,6 @@ CLASSIFIERS: dict[str, Callable[..., keras.Model]] = {
 GENERATORS: dict[str, Callable[..., keras.Model]] = {
     "transformer_decoder": TransformerDecoder,
 }
-KIND_OF_MODEL = dict.fromkeys(CLASSIFIERS, signatures.CLASSIFIER) | dict.fromkeys(
-    GENERATORS, signatures.GENERATOR
-)
 
 
 def build_model(

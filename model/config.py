@@ -7,6 +7,9 @@ construction, so a wrong number is refused before anything heavy is imported.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
+
+from model import signatures
 
 
 def require(holds: bool, setting: str, expected: str, received: object) -> None:
@@ -93,6 +96,8 @@ TokenizerConfig = WordTokenizerConfig | NgramTokenizerConfig | SentencePieceToke
 class BagOfNgramsConfig:
     """Linear in the set of n-grams, started from naive-Bayes weights (Wang & Manning, 2012)."""
 
+    kind: ClassVar[str] = signatures.CLASSIFIER
+    tokenizers: ClassVar[tuple[str, ...]] = ("ngram", "word")  # that it reads
     naive_bayes_scale: float = 0.3  # 1 starts as naive Bayes, 0 from nothing, between: milder
     smoothing: float = 0.3  # added to every count before the logarithm
     scale: float = 4.0  # of the normalised sum, so that logits can grow with small weights
@@ -115,6 +120,8 @@ class BagOfNgramsConfig:
 class BidirectionalLSTMConfig:
     """Embedding, one bidirectional LSTM, maximum over time."""
 
+    kind: ClassVar[str] = signatures.CLASSIFIER
+    tokenizers: ClassVar[tuple[str, ...]] = ("word",)  # that it reads
     embedding_size: int = 128
     units: int = 96  # in each direction
     dropout: float = 0.4
@@ -130,6 +137,8 @@ class BidirectionalLSTMConfig:
 class TransformerEncoderConfig:
     """Pre-norm Transformer encoder with rotary positions, mean over time."""
 
+    kind: ClassVar[str] = signatures.CLASSIFIER
+    tokenizers: ClassVar[tuple[str, ...]] = ("word",)  # that it reads
     num_layers: int = 2
     width: int = 128
     num_heads: int = 4
@@ -145,6 +154,8 @@ class TransformerEncoderConfig:
 class TransformerDecoderConfig:
     """Decoder-only pre-norm Transformer with rotary positions and a tied output head."""
 
+    kind: ClassVar[str] = signatures.GENERATOR
+    tokenizers: ClassVar[tuple[str, ...]] = ("sentencepiece",)  # that it reads
     num_layers: int = 4
     width: int = 128
     num_heads: int = 4

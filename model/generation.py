@@ -25,13 +25,26 @@ def generate(
     """Continues each prompt; inputs and outputs as `model/signatures.py` says, all (B,).
 
     A row stops at the end-of-text token, after its `max_tokens`, or when the context is full. Of
-    a prompt that is too long the last tokens are read, at most all of the context but one token.
-    A row's text depends on its own inputs only.
+    a prompt that is too long the last tokens are read, so many that the answer has room: its
+    `max_tokens`, but at most half of the context. A row's text depends on its own inputs only;
+    inputs of other shapes than `prompt`'s are refused.
     """
+    for name, value in zip(
+        signatures.GENERATOR_INPUTS,
+        (prompt, max_tokens, temperature, top_k, top_p, seed),
+        strict=True,
+    ):
+        tf.debugging.assert_equal(
+            tf.shape(value), tf.shape(prompt), f"{name} must have one value for each prompt."
+        )
     context = model.config.context_length
     tokens = tokenizer(prompt)
     tokens = tf.concat([tf.fill([tokens.nrows(), 1], BEGIN), tokens], axis=1)
-    tokens = tokens[:, -(context - 1) :]
+    # Of a long prompt the end is kept, with room for the answer: half of the context if asked for.
+    room = tf.clip_by_value(max_tokens, 1, context // 2)  # (B,)
+    surplus = tf.maximum(tokens.row_lengths() - tf.cast(context - room, tf.int64), 0)
+    index = tf.ragged.range(surplus, tokens.row_lengths())
+    tokens = tf.gather(tokens, index, batch_dims=1)
     lengths = tf.cast(tokens.row_lengths(), tf.int32)  # (B,), at least 1: the BEGIN
     allowed = tf.clip_by_value(max_tokens, 0, context - lengths)  # (B,)
     num_steps = tf.reduce_max(tf.concat([allowed, [0]], 0))

@@ -39,8 +39,9 @@ def sample(
     number decides it. top-p keeps the smallest set whose probability reaches `top_p`: a token
     stays when those before it do not reach it yet; the likeliest token always stays.
     """
-    greedy = temperature <= 0.0
-    scaled = logits / tf.where(greedy, 1.0, temperature)[:, None]
+    greedy = ~(temperature > 1e-6)  # NaN too
+    # At 1,000 all logits are as good as equal; more would only lose them to rounding.
+    scaled = logits / tf.where(greedy, 1.0, tf.minimum(temperature, 1e3))[:, None]
     vocabulary_size = tf.shape(logits)[-1]
     ordered, tokens = tf.math.top_k(scaled, k=vocabulary_size)  # (B, V), descending
     rank = tf.range(vocabulary_size)[None, :]

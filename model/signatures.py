@@ -9,7 +9,6 @@ SERVING_DEFAULT = "serving_default"
 
 CLASSIFIER = "classifier"
 GENERATOR = "generator"
-KINDS = (CLASSIFIER, GENERATOR)
 
 # Classifier: text -> label, scores, labels.
 TEXT = "text"  # string (B,), UTF-8, any length, may be empty

@@ -36,7 +36,7 @@ if [ ! -x "$venv/bin/python" ]; then
     fi
     rm -f "$venv.log"
 fi
-echo "setup: installing $requirements (about 2 GB on disk; the first time takes minutes)"
+echo "setup: installing $requirements (about 3 GB on disk; the first time takes minutes)"
 if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"; then
     echo "setup: pip could not install $requirements; its message is above." >&2
     echo "       Without a network: pip install --no-index --find-links FOLDER -r $requirements" >&2

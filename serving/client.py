@@ -1,8 +1,8 @@
 """A small synchronous client for TensorFlow Serving's REST API: ours or a stock server.
 
 This file imports nothing of the repository, so it can be copied or installed alone beside httpx.
-That is why the names of our two signatures stand here a second time; `tests/serving/test_client.py`
-holds them equal to `model/signatures.py`.
+That is why the names of our two signatures stand here a second time;
+`tests/serving/test_serving_client.py` holds them equal to `model/signatures.py`.
 
 Every failure is a `ClientError` whose text is one sentence that ends in what to do.
 """

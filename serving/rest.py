@@ -68,7 +68,8 @@ async def _readyz(service: Service, request: Request) -> Response:
     if service.is_draining:
         status = "draining"
     else:
-        status = "ready" if is_ready else "loading"
+        has_failed = any(m.state.name == "END" for m in models)
+        status = "ready" if is_ready else "failed" if has_failed else "loading"
     body = {
         "status": status,
         "models": [{"name": m.name, "version": m.version, "state": m.state.name} for m in models],

@@ -33,6 +33,15 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
+    except Exception as error:
+        if type(error).__module__ != "tensorflow.python.framework.errors_impl":
+            raise
+        print(
+            f"Error: TensorFlow cannot read or compute this: {str(error).splitlines()[0]} "
+            "If a checkpoint is damaged, fit again with --restart.",
+            file=sys.stderr,
+        )
+        return 1
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -52,16 +61,21 @@ def parser() -> argparse.ArgumentParser:
         description="Train text models, evaluate them, export them for TensorFlow Serving. "
         f"Without a command: all of it for the recipes {', '.join(DEFAULT_RECIPES)}.",
     )
-    top.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs (%(default)s)")
-    top.add_argument(
-        "--exports", type=Path, default=Path("exports"), help="folder of exports (%(default)s)"
-    )
+
+    def places(sub: argparse.ArgumentParser, runs: object, exports: object) -> None:
+        sub.add_argument("--runs", type=Path, default=runs, help="folder of runs (runs)")
+        sub.add_argument(
+            "--exports", type=Path, default=exports, help="folder of exports (exports)"
+        )
+
+    places(top, Path("runs"), Path("exports"))
     top.set_defaults(command="all", recipes=list(DEFAULT_RECIPES), **_NO_CHANGES)
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         sub.set_defaults(command=name)
+        places(sub, argparse.SUPPRESS, argparse.SUPPRESS)  # also after the command
         return sub
 
     fit = command("fit", "train a recipe, or go on where it was stopped")

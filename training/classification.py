@@ -16,6 +16,8 @@ from training.losses import classification_loss
 from training.pipeline import ClassificationBatches, classification_rows
 
 _EVALUATION_BATCH = 128
+_MAX_WEIGHTS = 64_000_000  # of a bag of n-grams: 256 MB, about eight times that in training
+_MAX_NAMED = 40  # labels; of more the picture shows the shades alone
 UNIT = "examples"  # what a speed is counted in
 
 
@@ -26,6 +28,14 @@ class Classifier:
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer, label_names: Sequence[str]):
         self.config, self.tokenizer, self.label_names = config, tokenizer, tuple(label_names)
+        weights = tokenizer.vocabulary_size * len(self.label_names)
+        if config.model.name == "bag_of_ngrams" and weights > _MAX_WEIGHTS:
+            raise ValueError(
+                f"{len(self.label_names)} labels times tokenizer.num_buckets="
+                f"{tokenizer.vocabulary_size - 1} are {weights:,} weights, more than the "
+                f"{_MAX_WEIGHTS:,} that a usual memory holds with their training state. Set "
+                f"tokenizer.num_buckets to {_MAX_WEIGHTS // len(self.label_names)} or less."
+            )
         self.model = build_model(
             config.model, tokenizer.vocabulary_size, len(self.label_names), seed=config.seed
         )
@@ -110,14 +120,17 @@ def _loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, floa
 
 
 def draw_confusion_matrix(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """Rows are true labels, columns predicted ones; counts in the cells, shade by row share."""
+    """Rows are true labels, columns predicted ones; counts in the cells, shade by row share.
+
+    Of more than 40 labels the shades alone, in the order of the labels.
+    """
     import warnings
 
     from matplotlib import font_manager, rc_context
     from matplotlib.figure import Figure  # without pyplot: no global state, no display
 
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    side = max(4.0, 0.55 * len(names) + 2.0)
+    side = min(max(4.0, 0.55 * len(names) + 2.0), 20.0)  # inches
     # Label names may be Chinese: a font that has the characters is used if there is one.
     wanted = ["DejaVu Sans", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", "SimHei"]
     installed = font_manager.get_font_names()
@@ -127,11 +140,13 @@ def draw_confusion_matrix(matrix: np.ndarray, names: Sequence[str], path: Path) 
         figure = Figure(figsize=(side, side), layout="constrained")
         axes = figure.subplots()
         axes.imshow(share, cmap="Blues", vmin=0.0, vmax=1.0)
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        axes.set_yticks(range(len(names)), names)
+        if len(names) <= _MAX_NAMED:
+            # A label such as "$$" is text, not mathematics.
+            axes.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
+            axes.set_yticks(range(len(names)), names, parse_math=False)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
-        for (row, column), count in np.ndenumerate(matrix):
+        for (row, column), count in np.ndenumerate(matrix if len(names) <= _MAX_NAMED else []):
             color = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
         figure.savefig(path, dpi=110)

@@ -20,7 +20,7 @@ from model import signatures
 from model.config import MODEL_CONFIGS, TOKENIZER_CONFIGS, require
 from model.runtime import import_tensorflow
 from training.config import CLASSIFICATION, OPTIMIZER_NAMES, RunConfig, override
-from training.datasets import DATASETS, load_dataset, read_labelled, read_texts
+from training.datasets import DATASETS, load_dataset, read_documents, read_labelled, read_texts
 from training.datasets.config import USER_FILE, DatasetConfig
 from training.recipes import RECIPES, recipe
 from training.runs import (
@@ -91,7 +91,7 @@ def evaluate(options: argparse.Namespace) -> int:
             options.data, options.text_column, options.label_column, learner.label_names
         )
     else:
-        split, notes = read_texts(options.data, options.text_column)
+        split, notes = read_documents(options.data, options.text_column)
     for note in notes:
         print(note, file=sys.stderr)
     report = learner.evaluate(split, folder)
@@ -230,7 +230,7 @@ def _export_of(exports: Path, name: str, run: str) -> Path | None:
 def _check_sampling(
     *, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
 ) -> None:
-    require(max_tokens >= 0, "--max-tokens", "0 or more", max_tokens)
+    require(0 <= max_tokens < 2**31, "--max-tokens", "from 0 to 2147483647", max_tokens)
     require(0 <= temperature < math.inf, "--temperature", "0 or more", temperature)
     require(0 <= top_k < 2**31, "--top-k", "0 or more", top_k)
     require(0 < top_p <= 1, "--top-p", "above 0 and at most 1", top_p)
@@ -251,7 +251,7 @@ def _texts(options: argparse.Namespace) -> list[str]:
         return list(options.texts)
     if sys.stdin.isatty():
         print("One text a line; end with Ctrl-D.", file=sys.stderr)
-    texts = [line.rstrip("\n") for line in sys.stdin]
+    texts = [line.rstrip("\r\n") for line in sys.stdin]
     if not texts:
         raise ValueError("No text: give texts as arguments, with --file, or on standard input.")
     return texts

@@ -18,12 +18,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from model import signatures
 from model.config import (
     MODEL_CONFIGS,
     TOKENIZER_CONFIGS,
     ModelConfig,
     TokenizerConfig,
-    TransformerDecoderConfig,
     require,
 )
 from training.datasets.config import DatasetConfig
@@ -112,8 +112,7 @@ class RunConfig:
         )
         require(self.patience >= 0, "patience", "0 or more", self.patience)
         require(self.seed >= 0, "seed", "0 or more", self.seed)
-        needed = {"bag_of_ngrams": ("ngram", "word"), "transformer_decoder": ("sentencepiece",)}
-        fitting = needed.get(self.model.name, ("word",))
+        fitting = self.model.tokenizers
         require(
             self.tokenizer.name in fitting,
             "tokenizer",
@@ -123,8 +122,7 @@ class RunConfig:
 
     @property
     def task(self) -> str:
-        is_generator = isinstance(self.model, TransformerDecoderConfig)
-        return GENERATION if is_generator else CLASSIFICATION
+        return GENERATION if self.model.kind == signatures.GENERATOR else CLASSIFICATION
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

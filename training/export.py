@@ -43,6 +43,8 @@ _PACKAGES = ("tensorflow", "tensorflow-text", "keras", "numpy")
 def export_run(folder: Path, exports: Path) -> Path:
     """Exports the best weights of the run in `folder` as the next version; returns its folder."""
     learner, config = load_run(folder), read_config(folder)
+    if not (folder / RESULTS_FILE).is_file():
+        logger.warning(f"{folder} is not finished: its best weights so far are exported.")
     base = exports / config.name
     newest = newest_export(exports, config.name)
     version = int(newest.name) + 1 if newest else 1

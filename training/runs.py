@@ -26,7 +26,8 @@ def run_folder(runs: Path, config: RunConfig) -> Path:
 def find_run(runs: Path, run: str) -> Path:
     """The folder that `run` names: a path, a folder's name in `runs`, or the start of one.
 
-    Of several the one last fitted is taken. Raises FileNotFoundError listing the runs there are.
+    Of several the one last finished is taken, or last begun if none is. Raises FileNotFoundError
+    listing the runs there are.
     """
     for candidate in (Path(run), runs / run):
         if (candidate / CONFIG_FILE).is_file():
@@ -41,6 +42,9 @@ def find_run(runs: Path, run: str) -> Path:
             f"No run {run!r} in {runs}/ (runs there: {known}). Fit one first, for example: "
             "python -m training fit sentiment"
         )
+    finished = [folder for folder in matches if (folder / RESULTS_FILE).is_file()]
+    if finished:
+        return max(finished, key=lambda folder: (folder / RESULTS_FILE).stat().st_mtime)
     return max(matches, key=lambda folder: (folder / CONFIG_FILE).stat().st_mtime)
 
 

@@ -1,6 +1,11 @@
 """From the exported folder to a caller: what was trained is what the two front ends answer."""
 
+import json
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +24,7 @@ from training.runs import newest_export, read_json
 pytestmark = pytest.mark.slow
 
 MODELS = ("sentiment", "topics", "stories")
+ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "Once there was a little fox"
 
 
@@ -28,6 +34,7 @@ class Server:
     exports: Path
     rest: httpx.Client
     grpc: prediction_service_pb2_grpc.PredictionServiceStub
+    grpc_port: int
 
     def predict(self, name: str, body: dict) -> dict:
         answer = self.rest.post(f"/v1/models/{name}:predict", json=body)
@@ -60,12 +67,34 @@ def server(trained_exports, tmp_path_factory) -> Iterator[Server]:
                 return False
 
         program.wait_until(is_ready)
-        yield Server(
-            program, exports, rest, prediction_service_pb2_grpc.PredictionServiceStub(channel)
-        )
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        yield Server(program, exports, rest, stub, grpc_port)
         program.process.terminate()
         assert program.end() == 0, program.output
         assert "Traceback" not in program.output
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh.md"])
+def test_the_calls_in_the_readme_work_as_they_stand(server, readme):
+    """Each curl line and the gRPC program, with nothing changed but the ports."""
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    ports = {"8501": str(server.rest.base_url.port), "8500": str(server.grpc_port)}
+    lines = re.findall(r"^curl .*$", text, re.M)
+    assert {name for line in lines for name in MODELS if f"/{name}:predict" in line} == set(MODELS)
+    for line in lines:
+        *_, url, flag, body = shlex.split(line)
+        assert flag == "-d" and url.startswith("http://127.0.0.1:8501/v1/models/")
+        answer = server.rest.post(url.partition(":8501")[2], content=body)
+        assert answer.status_code == 200, answer.text
+        assert len(answer.json()["predictions"]) == len(json.loads(body)["instances"])
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S):
+        for port, own in ports.items():
+            block = block.replace(f"127.0.0.1:{port}", f"127.0.0.1:{own}")
+        done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        version, label, scores = done.stdout.split(maxsplit=2)
+        assert (version, label in ("negative", "positive")) == ("1", True)
+        assert sum(json.loads(scores)) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("name", MODELS)

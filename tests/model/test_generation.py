@@ -82,7 +82,8 @@ def logits_of(model):
 
 def greedy_by_hand(logits_of, tokenizer, prompt, max_tokens):
     """The same text from the plain call on all tokens so far: no cache, no batch, no graph."""
-    tokens = [BEGIN, *tokenizer(tf.constant([prompt])).to_list()[0]][-(CONTEXT - 1) :]
+    room = min(max_tokens, CONTEXT // 2)
+    tokens = [BEGIN, *tokenizer(tf.constant([prompt])).to_list()[0]][-(CONTEXT - room) :]
     written = []
     while len(written) < max_tokens and len(tokens) < CONTEXT:
         logits = logits_of(tf.constant([tokens]))[0, -1].numpy()
@@ -154,18 +155,28 @@ def test_nothing_is_written_when_nothing_is_asked_for(run, max_tokens):
 def test_the_context_bounds_prompt_and_answer_together(run):
     prompts = [LETTERS[:n] for n in (0, 5, 14, 15, 26)]
     counts = [n for _, n, _ in run(prompts, max_tokens=2**31 - 1, temperature=2.0, top_p=0.9)]
-    # BEGIN takes one place; of a prompt too long all but one place is read.
-    assert all(count <= most for count, most in zip(counts, [15, 10, 1, 1, 1], strict=True))
-    assert max(counts[:2]) > 8
+    # BEGIN takes one place; of a prompt too long half of the context is read.
+    assert all(count <= most for count, most in zip(counts, [15, 10, 8, 8, 8], strict=True))
+    assert max(counts[:2]) > 8 and max(counts[2:]) > 1
 
 
 def test_a_prompt_that_is_too_long_is_read_from_its_end(run):
-    last = LETTERS[-(CONTEXT - 1) :]
-    settings = {"temperature": 2.0, "seed": 9}
-    whole, kept, other = run([LETTERS, last, "a" * 11 + LETTERS[:15]], **settings)
-    assert whole == kept and whole[1] == 1
-    assert run(["zzzz" + last, "z" + last[1:]], **settings)[0] == kept
-    assert other != whole
+    """As much of it as leaves the answer its room: `max_tokens`, at most half of the context."""
+    for max_tokens, room in ((3, 3), (50, CONTEXT // 2)):
+        last = LETTERS[-(CONTEXT - room) :]
+        settings = {"temperature": 2.0, "seed": 9, "max_tokens": max_tokens}
+        whole, kept, other = run([LETTERS, last, "a" * 11 + LETTERS[:15]], **settings)
+        assert whole == kept and 1 <= whole[1] <= room
+        assert run(["zzzz" + last], **settings)[0] == kept
+        assert other != whole
+
+
+@pytest.mark.parametrize("name", [name for name in INPUTS if name != "prompt"])
+def test_inputs_of_another_size_than_the_prompts_are_refused(model, tokenizer, name):
+    inputs = {alias: tf.constant([value] * 2, dtype) for alias, (value, dtype) in INPUTS.items()}
+    inputs[name] = inputs[name][:1]
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"{name} must have one value"):
+        graph_of(model, tokenizer)(*inputs.values())
 
 
 def test_an_empty_batch_gives_empty_answers(run):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model.catalogue import CLASSIFIERS, GENERATORS, KIND_OF_MODEL, build_model
+from model.catalogue import CLASSIFIERS, GENERATORS, build_model
 from model.config import (
     MODEL_CONFIGS,
     BagOfNgramsConfig,
@@ -65,9 +65,9 @@ def networks():
 
 
 def test_every_name_has_a_configuration_and_a_kind():
-    assert set(MODEL_CONFIGS) == set(CLASSIFIERS) | set(GENERATORS) == set(KIND_OF_MODEL)
-    assert {KIND_OF_MODEL[name] for name in CLASSIFIERS} == {CLASSIFIER}
-    assert {KIND_OF_MODEL[name] for name in GENERATORS} == {GENERATOR}
+    assert set(MODEL_CONFIGS) == set(CLASSIFIERS) | set(GENERATORS)
+    assert {MODEL_CONFIGS[name].kind for name in CLASSIFIERS} == {CLASSIFIER}
+    assert {MODEL_CONFIGS[name].kind for name in GENERATORS} == {GENERATOR}
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS | GENERATORS)

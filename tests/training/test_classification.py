@@ -9,11 +9,12 @@ from model.config import (
     NgramTokenizerConfig,
     WordTokenizerConfig,
 )
-from model.tokenizers import WordTokenizer
+from model.tokenizers import NgramTokenizer, WordTokenizer
 from training.classification import Classifier
 from training.config import RunConfig
 from training.datasets.config import DatasetConfig
 from training.datasets.examples import LabelledTexts, classification_data
+from training.recipes import recipe
 
 CONFIG = RunConfig(
     name="reviews",
@@ -122,3 +123,21 @@ def test_a_saved_vocabulary_makes_the_same_classifier(tmp_path):
     again = Classifier.load(config, tmp_path, DATA.label_names)
     texts = ["good film", "", "难看"]
     np.testing.assert_array_equal(first.probabilities(texts), again.probabilities(texts))
+
+
+def test_a_picture_of_labels_that_look_like_mathematics_or_are_many(tmp_path):
+    from matplotlib import image
+
+    from training.classification import draw_confusion_matrix
+
+    draw_confusion_matrix(np.eye(3, dtype=int), ["$$", "$\\frac$", "^_{"], tmp_path / "few.png")
+    many = np.eye(120, dtype=int)
+    draw_confusion_matrix(many, [str(i) for i in range(120)], tmp_path / "many.png")
+    assert max(image.imread(tmp_path / "many.png").shape) < 3000
+
+
+def test_weights_that_no_memory_holds_are_refused():
+    config = recipe("sentiment")
+    labels = [str(i) for i in range(1000)]
+    with pytest.raises(ValueError, match="1000 labels times tokenizer.num_buckets=1048576.*64000"):
+        Classifier(config, NgramTokenizer(config.tokenizer), labels)

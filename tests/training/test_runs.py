@@ -11,6 +11,7 @@ from training.datasets.config import DatasetConfig
 from training.recipes import RECIPES, recipe
 from training.runs import (
     CONFIG_FILE,
+    RESULTS_FILE,
     find_run,
     newest_export,
     read_config,
@@ -134,6 +135,13 @@ def test_a_config_that_is_damaged_says_which_and_where(tmp_path):
 
 
 # Exports and files
+
+
+def test_a_finished_run_is_found_before_one_that_was_begun_later(tmp_path):
+    finished = begin(tmp_path, recipe("topics"), at=1_000)
+    write_json(finished / RESULTS_FILE, {})
+    begin(tmp_path, override(recipe("topics"), ["seed=1"]), at=3_000)
+    assert find_run(tmp_path, "topics") == finished
 
 
 def test_the_newest_export_has_the_highest_number(tmp_path):

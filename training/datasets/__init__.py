@@ -9,7 +9,7 @@ from training.datasets.examples import (
     split_by_hash,
     unseen_test_indices,
 )
-from training.datasets.user_file import read_labelled, read_texts
+from training.datasets.user_file import read_documents, read_labelled, read_texts
 
 __all__ = [
     "DATASETS",
@@ -22,6 +22,7 @@ __all__ = [
     "fingerprint",
     "load_dataset",
     "read_labelled",
+    "read_documents",
     "read_texts",
     "split_by_hash",
     "unseen_test_indices",

@@ -173,7 +173,7 @@ def _read_json_lines(path: Path) -> Table:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             reason = "undecodable bytes" if is_damaged(line) else f"not JSON: {error}"
             problems.append((number, reason))
             continue

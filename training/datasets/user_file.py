@@ -107,6 +107,14 @@ def load_text_file(config: DatasetConfig) -> TextData:
     return text_data(parts[TRAIN], parts[VALIDATION], parts[TEST], notes)
 
 
+def read_documents(
+    path: str | Path, text_column: str | None = None
+) -> tuple[list[str], tuple[str, ...]]:
+    """The documents of a file as a language model is trained on them; raises `DatasetError`."""
+    documents, notes = _documents(path, text_column)
+    return documents, tuple(notes)
+
+
 def read_texts(
     path: str | Path, text_column: str | None = None
 ) -> tuple[list[str], tuple[str, ...]]:
@@ -174,7 +182,7 @@ def _column(path: Path, table: Table, role: str, wanted: str | None, usual: Sequ
         found = [name for name in table.columns if name == wanted]
         if not found:
             raise DatasetError(
-                f"{path} has no column {wanted!r} (dataset.{role}_column). Columns: {listed}."
+                f"{path} has no column {wanted!r} (--{role}-column). Columns: {listed}."
             )
     else:
         by_name: dict[str, list[str]] = {}
@@ -183,7 +191,7 @@ def _column(path: Path, table: Table, role: str, wanted: str | None, usual: Sequ
         found = next((by_name[name] for name in usual if name in by_name), [])
         if not found:
             raise DatasetError(
-                f"Which column of {path} holds the {role}? Set dataset.{role}_column. "
+                f"Which column of {path} holds the {role}? Say it with --{role}-column. "
                 f"Columns, as the first line names them: {listed}."
             )
     if len(found) > 1:
@@ -268,7 +276,7 @@ def _label_names(path: str | Path | None, rows: _Rows) -> list[str]:
         some = ", ".join(repr(label[:40]) for label in sorted(counts)[:3])
         raise DatasetError(
             f"{path} has {len(counts):,} different labels in {len(rows.labels):,} rows "
-            f"({some}, ...). Does dataset.label_column name the right column?"
+            f"({some}, ...). Does --label-column name the right column?"
         )
     rare = sorted(label for label, count in counts.items() if count < 2)
     if rare:
@@ -384,6 +392,8 @@ def _cut_by_position(
         parts[TRAIN].append(document[:end])
         for i, side in enumerate(held_out):
             parts[side].append(document[end + tenth * i : end + tenth * (i + 1)])
+    # A document of a few characters leaves nothing for the held-out parts.
+    parts = {side: [piece for piece in pieces if piece.strip()] for side, pieces in parts.items()}
     if not all("".join(pieces).strip() for pieces in parts.values()):
         raise DatasetError(
             f"{path} holds too little text to train on: {len(documents[0])} characters."

@@ -178,9 +178,9 @@ def test_named_columns_win_over_usual_ones(write):
 
 def test_columns_that_are_not_found_are_answered_with_those_there_are(write):
     path = write("a.csv", "foo,bar\n" + rows(20))
-    with pytest.raises(DatasetError, match="dataset.text_column.*'foo', 'bar'"):
+    with pytest.raises(DatasetError, match="--text-column.*'foo', 'bar'"):
         classify(path)
-    with pytest.raises(DatasetError, match="dataset.label_column.*'foo', 'bar'"):
+    with pytest.raises(DatasetError, match="--label-column.*'foo', 'bar'"):
         classify(path, text_column="foo")
     with pytest.raises(DatasetError, match="no column 'baz'.*'foo', 'bar'"):
         classify(path, text_column="foo", label_column="baz")
@@ -319,7 +319,7 @@ def test_labels_that_cannot_be_learned_are_refused(write):
     with pytest.raises(DatasetError, match="one label only: 'yes'"):
         classify(write("a.csv", "text,label\n" + rows(50, ("yes",))))
     ids = "text,label\n" + "".join(f"text {i},{i // 1.5}\n" for i in range(50))
-    with pytest.raises(DatasetError, match="different labels.*dataset.label_column"):
+    with pytest.raises(DatasetError, match="different labels.*--label-column"):
         classify(write("b.csv", ids))
     many = "text,label\n" + "".join(f"text {i},{i % 1001}\n" for i in range(4004))
     with pytest.raises(DatasetError, match="1,001 different labels"):
@@ -429,6 +429,11 @@ def test_a_text_of_one_endless_line_is_cut_after_sentences(write):
     documents = data.train + data.validation + data.test
     assert sum(map(len, documents)) == len(text)
     assert all(document.endswith("。") and len(document) <= 2_000 for document in documents)
+
+
+def test_a_document_of_a_few_characters_gives_no_empty_pieces(write):
+    data = generate(write("two.txt", "a long paragraph " * 40 + "\n\nHi\n"))
+    assert all(piece.strip() for piece in [*data.train, *data.validation, *data.test])
 
 
 def test_one_short_document_is_cut_by_position(write):
