@@ -1,5 +1,7 @@
 """The documents say what is so: commands parse, files and targets exist, no picture is missing."""
 
+import doctest
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -78,3 +80,9 @@ def test_both_readmes_show_the_same_commands():
 def test_documents_hold_no_placeholder():
     for name in DOCUMENTS:
         assert not re.search(r"@[A-Z]+@|TODO|FIXME|XXX", text_of(name)), name
+
+
+@pytest.mark.parametrize("name", ["training.datasets.examples", "ui.charts"])
+def test_examples_in_docstrings_give_what_they_show(name):
+    results = doctest.testmod(importlib.import_module(name))
+    assert results.attempted > 0 and results.failed == 0

@@ -1,13 +1,9 @@
 """A reader's visit: the real server, the real pages, a real browser, and nobody else."""
 
 import os
-import socket
 import subprocess
-import sys
-import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,14 +11,13 @@ from urllib.parse import urlsplit
 import pytest
 from chromium import HOW_TO_INSTALL, find_chromium, open_browser
 from playwright.sync_api import Browser, Page, expect
+from programs import free_ports, running
 
-from serving.client import Client
+from serving.client import Client, ClientError
 from ui.texts import EXAMPLES, TEXTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
-ROOT = Path(__file__).parents[2]
-START = 240  # seconds for loading TensorFlow and three models on a busy machine
 ANSWER = 120_000  # milliseconds for one answer of a model, and for a page to settle
 
 
@@ -51,21 +46,19 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def site(trained_exports: Path, tmp_path_factory) -> Iterator[Site]:
-    logs = tmp_path_factory.mktemp("logs")
-    rest, grpc, pages = _free_ports(3)
+def site(trained_exports: Path) -> Iterator[Site]:
+    rest, grpc, pages = free_ports(3)
     server_url, pages_url = f"http://127.0.0.1:{rest}", f"http://127.0.0.1:{pages}"
     serving = ["-m", "serving", "--exports", trained_exports, "--engine", "embedded"]
     serving += ["--rest_api_port", rest, "--port", grpc]
     with (
-        _program(serving, logs / "serving.log") as server_process,
-        _program(["-m", "ui", "--server", server_url, "--port", pages], logs / "ui.log") as ui,
+        running(*serving) as server,
+        running("-m", "ui", "--server", server_url, "--port", pages) as ui,
     ):
         with Client(server_url) as client:
-            _wait(lambda: len(_ready(client)) == 3, server_process, logs / "serving.log")
-        health = f"{pages_url}/_stcore/health"
-        _wait(lambda: urllib.request.urlopen(health).status == 200, ui, logs / "ui.log")
-        yield Site(server_url, pages_url, server_process)
+            server.wait_until(lambda: len(_ready(client)) == 3)
+        ui.wait_until(lambda: _answers(f"{pages_url}/_stcore/health"))
+        yield Site(server_url, pages_url, server.process)
 
 
 @pytest.fixture
@@ -181,38 +174,14 @@ def _expect_story(page: Page, prompt: str, language: str) -> str:
 
 
 def _ready(client: Client) -> list[str]:
-    return [model.name for model in client.models() if model.state == "AVAILABLE"]
+    try:
+        return [model.name for model in client.models() if model.state == "AVAILABLE"]
+    except ClientError:
+        return []  # not listening yet
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in sockets]
-    for listener in sockets:
-        listener.close()
-    return ports
-
-
-@contextmanager
-def _program(arguments: list, log: Path) -> Iterator[subprocess.Popen]:
-    command = [sys.executable, *map(str, arguments)]
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
-
-def _wait(is_up, process: subprocess.Popen, log: Path) -> None:
-    """Polls until the program answers; says what it printed when it ended or took too long."""
-    deadline, last = time.monotonic() + START, None
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if is_up():
-                return
-        except Exception as error:  # not listening yet, or still loading
-            last = error
-        time.sleep(0.2)
-    printed = log.read_text(errors="replace")[-3000:]
-    pytest.fail(f"{process.args} did not come up ({last}). It printed:\n{printed}")
+def _answers(url: str) -> bool:
+    try:
+        return urllib.request.urlopen(url).status == 200
+    except OSError:
+        return False
