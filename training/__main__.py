@@ -101,11 +101,12 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--file", type=Path, help="texts from a CSV, TSV, JSONL, Parquet or .txt")
     predict.add_argument("--text-column")
     predict.add_argument("--format", choices=("lines", "csv", "jsonl"), default="lines")
-    predict.add_argument("--max-tokens", type=int, default=120, help="generation (%(default)s)")
-    predict.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (%(default)s)")
-    predict.add_argument("--top-k", type=int, default=0, help="0 keeps all (%(default)s)")
-    predict.add_argument("--top-p", type=float, default=0.95, help="1 keeps all (%(default)s)")
-    predict.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    # None: not asked for. What a generator then takes stands in `commands.SAMPLING`.
+    predict.add_argument("--max-tokens", type=int, help="of a generator's answer (120)")
+    predict.add_argument("--temperature", type=float, help="of a generator; 0 is greedy (0.8)")
+    predict.add_argument("--top-k", type=int, help="of a generator; 0 keeps all (0)")
+    predict.add_argument("--top-p", type=float, help="of a generator; 1 keeps all (0.95)")
+    predict.add_argument("--seed", type=int, help="of a generator (0)")
 
     export = command("export", "write a run's best weights as the next version to serve")
     export.add_argument("run", help="a run's folder, or its name for the newest one")

@@ -104,6 +104,10 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     folder = find_run(options.runs, options.run)
+    asked = {name: v for name in SAMPLING if (v := getattr(options, name)) is not None}
+    if asked and read_config(folder).task == CLASSIFICATION:
+        flags = ", ".join("--" + name.replace("_", "-") for name in asked)
+        raise ValueError(f"{flags}: {folder.name} labels texts, it does not write any.")
     texts = _texts(options)
     import_tensorflow()
     from training.run import load_run
@@ -120,8 +124,7 @@ def predict(options: argparse.Namespace) -> int:
             for text, row in zip(texts, scores, strict=True)
         ]
     else:
-        settings = ("max_tokens", "temperature", "top_k", "top_p", "seed")
-        chosen = {name: getattr(options, name) for name in settings}
+        chosen = SAMPLING | asked
         _check_sampling(**chosen)
         answers = [
             {signatures.PROMPT: text, signatures.TEXT: learner.continue_text(text, **chosen)}
@@ -162,6 +165,15 @@ def show_list(options: argparse.Namespace) -> int:
     return 0
 
 
+# How a generator writes when `predict` is not told otherwise.
+SAMPLING: dict[str, Any] = {
+    "max_tokens": 120,
+    "temperature": 0.8,
+    "top_k": 0,
+    "top_p": 0.95,
+    "seed": 0,
+}
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "fit": fit,
     "all": fit_evaluate_export,
@@ -174,6 +186,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 def changed(config: RunConfig, options: argparse.Namespace) -> RunConfig:
     """`config` with the user's own file and settings in place of the recipe's."""
+    if options.label_column and config.task != CLASSIFICATION:
+        raise ValueError(f"--label-column: {config.name} learns from texts alone.")
     if options.data:
         config = dataclasses.replace(
             config,

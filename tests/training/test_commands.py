@@ -600,6 +600,18 @@ def test_all_trains_several_recipes_by_their_names(training, capsys):
     assert (training.exports / "topics" / "1").is_dir()
 
 
+@pytest.mark.slow
+def test_settings_of_the_other_kind_of_model_are_refused(trained_folder, capsys):
+    from training.__main__ import main
+
+    places = ["--runs", str(trained_folder / "runs")]
+    assert main([*places, "predict", "topics", "x", "--temperature", "0.5", "--seed", "1"]) == 1
+    assert "--temperature, --seed: topics-" in capsys.readouterr().err
+    fit = ["fit", "stories", "--data", "stories.csv", "--label-column", "stars"]
+    assert main([*places, *fit]) == 1
+    assert "--label-column: stories learns from texts alone" in capsys.readouterr().err
+
+
 def test_places_may_stand_before_or_after_the_command():
     from training.__main__ import parse
 
