@@ -16,7 +16,7 @@ from training.losses import classification_loss
 from training.pipeline import ClassificationBatches, classification_rows
 
 _EVALUATION_BATCH = 128
-_MAX_WEIGHTS = 64_000_000  # of a bag of n-grams: 256 MB, about eight times that in training
+_MAX_WEIGHTS = 64_000_000  # of a bag of n-grams; training peaked at 4.6 GB with so many
 _MAX_NAMED = 40  # labels; of more the picture shows the shades alone
 UNIT = "examples"  # what a speed is counted in
 

@@ -4,8 +4,13 @@ import base64
 import gzip
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
+from starlette.testclient import TestClient
+
+from serving.repository import Readiness, State
+from serving.rest import create_app
 
 MIXED_ROW = {"words": "a", "counts": [1, 2], "is_loud": True}
 THREE_INPUTS = "counts,is_loud,words"
@@ -465,6 +470,17 @@ def test_health_and_readiness(rest):
     assert response.status_code == 200
     assert response.json()["status"] == "ready"
     assert {"name": "mixed", "version": 3, "state": "AVAILABLE"} in response.json()["models"]
+
+
+@pytest.mark.parametrize(
+    ("state", "status"), [("LOADING", "loading"), ("START", "loading"), ("END", "failed")]
+)
+def test_readiness_tells_a_failed_load_from_one_under_way(state, status):
+    models = [Readiness("bad", 1, State[state])]
+    repository = SimpleNamespace(readiness=lambda: (False, models))
+    app = create_app(SimpleNamespace(repository=repository, is_draining=False))
+    response = TestClient(app).get("/readyz")
+    assert (response.status_code, response.json()["status"]) == (503, status)
 
 
 def test_a_bug_of_ours_is_a_plain_500_with_the_traceback_in_the_log(rest, monkeypatch, caplog):
