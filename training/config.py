@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -27,49 +28,44 @@ from model.config import (
     require,
 )
 from training.datasets.config import DatasetConfig
+from training.schedules import check as check_schedule
+from training.strategies.catalogue import resolve
 
 CLASSIFICATION, GENERATION = "classification", "generation"
 
-# One line each for `list`; the functions behind the names live in optimizers.py and schedules.py.
-OPTIMIZER_NAMES = {
-    "sgd": "gradient descent, one batch a step",
-    "momentum": "SGD with Polyak momentum 0.9",
-    "rmsprop": "RMSProp (Hinton, 2012)",
-    "adam": "Adam (Kingma & Ba, 2015), rows of an embedding updated only when used",
-    "adamw": "Adam with decoupled weight decay (Loshchilov & Hutter, 2019), lazy embeddings",
+# What a stage may learn from its texts.
+SUPERVISED, LANGUAGE_MODEL, MASKED_LANGUAGE_MODEL, DISTILLATION = (
+    "supervised",
+    "language_model",
+    "masked_language_model",
+    "distillation",
+)
+OBJECTIVES = {
+    SUPERVISED: "the run's own task: labels, or the next token of a generator",
+    LANGUAGE_MODEL: "the next token, by a classifier's token_logits (pre-training)",
+    MASKED_LANGUAGE_MODEL: "tokens that were hidden, by a classifier's token_logits (pre-training)",
+    DISTILLATION: "the softened scores of a teacher beside the labels (Hinton et al., 2015)",
 }
-SCHEDULE_NAMES = ("cosine", "constant")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+FULL_BATCH = "full"  # as a batch size: every update sees the whole training split
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    name: str = "adamw"
     peak_learning_rate: float = 1e-3
-    schedule: str = "cosine"  # after the warm-up; constant stays at the peak
-    warmup_steps: int = 0  # parameter updates, linear from 0
-    final_fraction: float = 0.0  # of the peak, where cosine ends
-    weight_decay: float = 0.0  # matrices only: no embedding, norm or bias decays; adamw only
+    schedule: str = "cosine"  # of the rate, in fractions of the peak; see `list`
+    weight_decay: float | str = 0.0  # decoupled; matrices only: no embedding, norm or bias decays
     embedding_rate_factor: float = 1.0  # learning rate of embeddings over that of the rest
     clip_norm: float | None = 1.0  # of the whole gradient; None never clips
 
     def __post_init__(self) -> None:
-        _one_of("optimizer.name", self.name, OPTIMIZER_NAMES)
-        _one_of("optimizer.schedule", self.schedule, SCHEDULE_NAMES)
         rate = self.peak_learning_rate
         require(0 < rate < math.inf, "optimizer.peak_learning_rate", "above 0 and finite", rate)
-        require(self.warmup_steps >= 0, "optimizer.warmup_steps", "0 or more", self.warmup_steps)
-        require(
-            0 <= self.final_fraction <= 1,
-            "optimizer.final_fraction",
-            "from 0 to 1",
-            self.final_fraction,
-        )
-        require(
-            self.weight_decay == 0 or (0 < self.weight_decay < math.inf and self.name == "adamw"),
-            "optimizer.weight_decay",
-            "0, or above 0 with optimizer.name=adamw",
-            self.weight_decay,
-        )
+        check_schedule(self.schedule, "optimizer.schedule")
+        check_schedule(str(self.weight_decay), "optimizer.weight_decay")
+        if isinstance(self.weight_decay, int | float):
+            decay = self.weight_decay
+            require(0 <= decay < math.inf, "optimizer.weight_decay", "0 or more", decay)
         factor = self.embedding_rate_factor
         require(
             0 < factor < math.inf, "optimizer.embedding_rate_factor", "above 0 and finite", factor
@@ -84,34 +80,162 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """All that decides what a run computes; equal configurations and data give equal runs."""
+class StageConfig:
+    """One stage of a run: data, objective, what moves, how, and when to stop.
 
-    name: str  # of the run's folder and of the export
-    dataset: DatasetConfig
-    tokenizer: TokenizerConfig
-    model: ModelConfig
+    A stage starts from the weights that the one before it ended with. Regular expressions are
+    searched for in the paths of variables, such as `ulmfit_lstm/lstm_0/lstm_cell/kernel`.
+    """
+
+    name: str
+    dataset: DatasetConfig | None = None  # None: the run's
+    objective: str = SUPERVISED
+    strategy: str = "adamw"  # how batches become updates: parts around an optimizer; see `list`
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    batch_size: int = 32  # texts; windows of the context's length for generation
+    trainable: str = ""  # a regular expression over variables that move; empty: all
+    rate_factors: str = ""  # "expression=factor, ..." on the rate of the variables it is found in
+    batch_size: int | str = (
+        32  # rows; "full" for the whole split; or a schedule such as linear(8, 64)
+    )
+    max_tokens: int | str | None = None  # a row's longest part that is read; or a schedule
     epochs: float = 5.0  # passes over the training split
+    max_updates: int | None = None  # in place of epochs
     evaluate_every: int | None = None  # updates; None is once an epoch
     patience: int = 3  # evaluations without a new best before stopping; 0 never stops early
-    seed: int = 0  # of weights, data order and dropout
+    keep: str = "best"  # which weights the stage ends with: best (on validation) or last
+    stop_loss: float | None = None  # converged when an update's loss is at most this ...
+    stop_grad_norm: float | None = None  # ... or its gradient norm is at most this ...
+    stop_updates: int = 1  # ... so many updates in a row
+    dropout: str | None = None  # a schedule for every dropout rate of the network; None: as built
+    label_smoothing: float = 0.0  # share of each target that is spread over all labels
+    mixture: DatasetConfig | None = None  # a second data set whose batches are mixed in ...
+    mixture_share: str = "0.5"  # ... with this probability, or a schedule of it
+    mask_rate: float = 0.15  # of masked_language_model: tokens that are hidden
+    lora_rank: int = 0  # above 0: only low-rank changes of the layers in lora_layers are learned
+    lora_alpha: float = 16.0  # the change is alpha / rank times the product of its factors
+    lora_layers: str = "kernel"  # a regular expression
+    teacher: str | None = None  # of distillation: a recipe, trained first if need be
+    distillation_temperature: float = 2.0
+    distillation_share: float = 0.5  # of the loss that comes from the teacher
 
     def __post_init__(self) -> None:
         # "." and ".." are folders already, and not ours.
         valid = bool(self.name.strip(".")) and all(c.isalnum() or c in "_-." for c in self.name)
         require(valid, "name", "letters, digits, '_', '-' or '.', as it names folders", self.name)
-        require(self.batch_size > 0, "batch_size", "above 0", self.batch_size)
-        require(0 < self.epochs < math.inf, "epochs", "above 0 and finite", self.epochs)
+        _one_of("objective", self.objective, OBJECTIVES)
+        resolve(self.strategy)
+        for setting in ("trainable", "lora_layers"):
+            _check_expression(setting, getattr(self, setting))
+        self.factors()
+        self._check_batches()
+        self._check_ends()
+        self._check_objective()
+
+    def factors(self) -> list[tuple[str, float]]:
+        """`rate_factors`, read: (regular expression, factor of the rate)."""
+        pairs = []
+        for pair in filter(None, (part.strip() for part in self.rate_factors.split(","))):
+            pattern, separator, factor = pair.rpartition("=")
+            try:
+                number = float(factor)
+            except ValueError:
+                number = -1.0
+            require(
+                bool(separator and pattern.strip()) and 0 <= number < math.inf,
+                "rate_factors",
+                'pairs such as "embedding=0.1, lstm_0=0.3"',
+                self.rate_factors,
+            )
+            _check_expression("rate_factors", pattern.strip())
+            pairs.append((pattern.strip(), number))
+        return pairs
+
+    def _check_batches(self) -> None:
+        size = self.batch_size
+        if isinstance(size, int):
+            require(size > 0, "batch_size", "above 0", size)
+        elif size != FULL_BATCH:
+            check_schedule(size, "batch_size")
+        if isinstance(self.max_tokens, int):
+            require(self.max_tokens > 0, "max_tokens", "above 0, or none", self.max_tokens)
+        elif self.max_tokens is not None:
+            check_schedule(self.max_tokens, "max_tokens")
+        moves = isinstance(size, str) and size != FULL_BATCH
         require(
-            self.evaluate_every is None or self.evaluate_every > 0,
-            "evaluate_every",
-            "above 0, or none for once an epoch",
-            self.evaluate_every,
+            not moves or self.max_updates is not None,
+            "max_updates",
+            "set when batch_size is a schedule, as the length of the run follows from neither",
+            self.max_updates,
         )
+        check_schedule(self.mixture_share, "mixture_share")
+        private = any(link.name == "dp_sgd" for link in resolve(self.strategy))
+        require(
+            not private or isinstance(size, int),
+            "batch_size",
+            "a number with dp_sgd, whose epsilon holds for examples drawn at one rate",
+            size,
+        )
+
+    def _check_ends(self) -> None:
+        require(0 < self.epochs < math.inf, "epochs", "above 0 and finite", self.epochs)
+        for setting in ("max_updates", "evaluate_every"):
+            value = getattr(self, setting)
+            require(value is None or value > 0, setting, "above 0, or none", value)
         require(self.patience >= 0, "patience", "0 or more", self.patience)
+        _one_of("keep", self.keep, ("best", "last"))
+        for setting in ("stop_loss", "stop_grad_norm"):
+            value = getattr(self, setting)
+            require(value is None or value >= 0, setting, "0 or more, or none", value)
+        require(self.stop_updates > 0, "stop_updates", "above 0", self.stop_updates)
+
+    def _check_objective(self) -> None:
+        if self.dropout is not None:
+            check_schedule(self.dropout, "dropout")
+        smoothing = self.label_smoothing
+        require(0 <= smoothing < 1, "label_smoothing", "at least 0 and below 1", smoothing)
+        require(0 < self.mask_rate < 1, "mask_rate", "above 0 and below 1", self.mask_rate)
+        require(self.lora_rank >= 0, "lora_rank", "0 or more", self.lora_rank)
+        require(self.lora_alpha > 0, "lora_alpha", "above 0", self.lora_alpha)
+        distils = self.objective == DISTILLATION
+        require(
+            distils == (self.teacher is not None),
+            "teacher",
+            "a recipe's name with objective=distillation, and none without",
+            self.teacher,
+        )
+        temperature, share = self.distillation_temperature, self.distillation_share
+        require(temperature > 0, "distillation_temperature", "above 0", temperature)
+        require(0 <= share <= 1, "distillation_share", "from 0 to 1", share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(StageConfig):
+    """All that decides what a run computes; equal configurations and data give equal runs.
+
+    A run is its last stage, whose settings stand here, after those in `earlier`.
+    """
+
+    tokenizer: TokenizerConfig
+    model: ModelConfig
+    earlier: tuple[StageConfig, ...] = ()  # stages before; set as earlier.NAME.SETTING
+    seed: int = 0  # of weights, data order, dropout and noise
+    precision: str = "float32"  # or mixed_bfloat16, mixed_float16 (with loss_scale): of the layers
+    deterministic: bool = True  # only operations that give the same bits every time
+    xla: bool = False  # compile updates; every row is then padded to the longest
+    updates_per_call: int = 1  # updates in one call of TensorFlow
+    save_every: float = 20.0  # seconds of work at most that a kill may cost
+    keep_checkpoints: int = 1  # of the last states, besides one in reserve
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.dataset is not None, "dataset", "named", self.dataset)
         require(self.seed >= 0, "seed", "0 or more", self.seed)
+        _one_of("precision", self.precision, PRECISIONS)
+        require(self.updates_per_call > 0, "updates_per_call", "above 0", self.updates_per_call)
+        require(self.save_every >= 0, "save_every", "0 or more", self.save_every)
+        require(self.keep_checkpoints > 0, "keep_checkpoints", "above 0", self.keep_checkpoints)
+        names = [stage.name for stage in self.stages]
+        require(len(set(names)) == len(names), "earlier", "stages of different names", names)
         fitting = self.model.tokenizers
         require(
             self.tokenizer.name in fitting,
@@ -119,10 +243,32 @@ class RunConfig:
             f"{' or '.join(fitting)} for model={self.model.name}",
             self.tokenizer.name,
         )
+        for stage in self.stages:
+            allowed = [SUPERVISED] if self.task == GENERATION else list(OBJECTIVES)
+            _one_of(f"{stage.name}'s objective", stage.objective, allowed)
+            scales = any(link.name == "loss_scale" for link in resolve(stage.strategy))
+            require(
+                scales or self.precision != "mixed_float16",
+                "strategy",
+                "around loss_scale with precision=mixed_float16, whose gradients underflow "
+                "otherwise, for example loss_scale(adamw)",
+                stage.strategy,
+            )
+        require(
+            self.objective in (SUPERVISED, DISTILLATION),
+            "objective",
+            "supervised or distillation in the last stage, whose model is evaluated and exported",
+            self.objective,
+        )
 
     @property
     def task(self) -> str:
         return GENERATION if self.model.kind == signatures.GENERATOR else CLASSIFICATION
+
+    @property
+    def stages(self) -> tuple[StageConfig, ...]:
+        """All stages in order, the run itself as the last."""
+        return (*self.earlier, self)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -136,6 +282,8 @@ class RunConfig:
         """Eight hexadecimal digits that differ when the settings or the data differ."""
         # Read back first: 5 and 5.0 are one setting, whichever of them a recipe writes.
         values = RunConfig.from_dict(self.to_dict()).to_dict()
+        for setting in ("save_every", "keep_checkpoints"):  # change nothing that is computed
+            del values[setting]
         text = json.dumps([values, data_fingerprint], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -164,20 +312,35 @@ def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
             continue
         *sections, leaf = path.split(".")
         target, cls, prefix = values, typing.cast(type, RunConfig), ""
-        for section in sections:
+        while sections:
+            section = sections.pop(0)
             _known(cls, section, prefix)
+            if stages := _stage_type(cls, section):
+                if not sections:
+                    raise ValueError(f"{path}: say which stage and what, as earlier.NAME.SETTING.")
+                target, cls = _stage(target[section], sections.pop(0), path), stages
+                prefix = path[: path.rindex(".")] + "."
+                continue
             inner = _section_class(cls, section, target[section])
             if inner is None:
                 raise ValueError(f"{prefix}{section} has no settings inside. Received: {path}")
+            if target[section] is None:  # a section that was left out: begin it with its name
+                target[section] = {"name": text} if leaf == "name" and not sections else {}
             target, cls = target[section], inner
             prefix += section + "."
         _known(cls, leaf, prefix)
         hint = typing.get_type_hints(cls)[leaf]
         if leaf == "name" and prefix[:-1] in _CHOICES:
             raise ValueError(f"{path} decides the whole section. Set it as {prefix[:-1]}=NAME.")
-        if dataclasses.is_dataclass(hint):
-            names = ", ".join(f"{path}.{f.name}" for f in dataclasses.fields(hint))
+        section_class = _section_class(cls, leaf, target.get(leaf))
+        if section_class is not None and text.lower() not in ("none", "null"):
+            names = ", ".join(f"{path}.{f.name}" for f in dataclasses.fields(section_class))
             raise ValueError(f"{path} is a section. Set one of {names}. Received: {text!r}")
+        if _stage_type(cls, leaf):
+            raise ValueError(f"{path}: set the settings of a stage, as earlier.NAME.SETTING.")
+        if section_class is not None:
+            target[leaf] = None
+            continue
         target[leaf] = _parse(text, hint, path)
     return RunConfig.from_dict(values)
 
@@ -192,7 +355,12 @@ def _from_dict(cls: type, values: Any, prefix: str) -> Any:
         _known(cls, name, prefix)
         hint, path = hints[name], prefix + name
         section = _section_class(cls, name, value)
-        if section is not None:
+        if stages := _stage_type(cls, name):
+            value = tuple(
+                _from_dict(stages, stage, f"{path}.{stage.get('name', i)}.")
+                for i, stage in enumerate(value)
+            )
+        elif section is not None and not (value is None and _is_optional(hint)):
             value = _from_dict(section, value, path + ".")
         elif not _fits(value, hint):
             raise ValueError(f"{path} must be {_describe(hint)}. Received: {value!r}")
@@ -216,7 +384,37 @@ def _section_class(cls: type, name: str, value: Any) -> Any:
         _one_of(f"{name}.name", chosen, _CHOICES[name])
         return _CHOICES[name][chosen]
     hint = typing.get_type_hints(cls)[name]
-    return hint if dataclasses.is_dataclass(hint) else None
+    classes = [part for part in _alternatives(hint) if dataclasses.is_dataclass(part)]
+    return classes[0] if len(classes) == 1 else None
+
+
+def _stage_type(cls: type, name: str) -> Any:
+    """The dataclass in a tuple of sections; None for everything else."""
+    hint = typing.get_type_hints(cls)[name]
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
+
+
+def _stage(stages: Any, name: str, path: str) -> Any:
+    for stage in stages:
+        if stage["name"] == name:
+            return stage
+    known = ", ".join(stage["name"] for stage in stages) or "none"
+    raise ValueError(
+        f"{path}: no earlier stage is named {name!r}. Stages before the last: {known}."
+    )
+
+
+def _is_optional(hint: Any) -> bool:
+    return type(None) in _alternatives(hint)
+
+
+def _check_expression(setting: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"{setting} must be a regular expression. Received: {pattern!r} ({error})"
+        ) from error
 
 
 def _known(cls: type, name: str, prefix: str) -> None:

@@ -1,25 +1,82 @@
 """Losses as sums and counts: averages are taken where all of a report is known.
 
 Each takes a batch and its logits and returns float32 scalars "loss_sum" (nats), "num_targets" and
-"num_correct"; padding counts nowhere.
+"num_correct"; padding counts nowhere, and a row counts `batch["weight"]` times where that is given.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
 
 import tensorflow as tf
 
-
-def classification_loss(batch, logits):
-    """Cross-entropy of `batch["label"]` int32 (B,) under `logits` (B, K)."""
-    return _cross_entropy(batch["label"], logits, tf.ones_like(batch["label"], tf.float32))
+Batch = dict[str, tf.Tensor]
+Sums = dict[str, tf.Tensor]
 
 
-def language_model_loss(batch, logits):
+class TaskLoss:
+    """The loss of one batch, in two halves that a strategy may call on its own.
+
+    `logits(batch)` runs the network for training, `of_logits(batch, logits)` gives the sums.
+    """
+
+    def __init__(
+        self,
+        logits: Callable[[Batch], tf.Tensor],
+        of_logits: Callable[[Batch, tf.Tensor], Sums],
+    ):
+        self.logits, self.of_logits = logits, of_logits
+
+    def __call__(self, batch: Batch) -> Sums:
+        return self.of_logits(batch, self.logits(batch))
+
+
+def classification_loss(batch: Batch, logits: tf.Tensor, *, label_smoothing: float = 0.0) -> Sums:
+    """Cross-entropy of `batch["label"]` int32 (B,) under `logits` (B, K).
+
+    With `label_smoothing` s the target is 1 - s on the label and s spread evenly over all K
+    (Szegedy et al., 2016, sec. 7).
+    """
+    ones = tf.ones_like(batch["label"], tf.float32)
+    weight = tf.cast(batch["weight"], tf.float32) if "weight" in batch else ones
+    return cross_entropy(batch["label"], logits, weight, label_smoothing)
+
+
+def language_model_loss(batch: Batch, logits: tf.Tensor, *, label_smoothing: float = 0.0) -> Sums:
     """Cross-entropy of `batch["targets"]` int32 (B, T), 0 is padding, under `logits` (B, T, V)."""
-    return _cross_entropy(batch["targets"], logits, tf.cast(batch["targets"] != 0, tf.float32))
+    weight = tf.cast(batch["targets"] != 0, tf.float32)
+    return cross_entropy(batch["targets"], logits, weight, label_smoothing)
 
 
-def _cross_entropy(targets, logits, weight):
+def distillation_loss(
+    batch: Batch,
+    logits: tf.Tensor,
+    *,
+    temperature: float,
+    share: float,
+    label_smoothing: float = 0.0,
+) -> Sums:
+    """(1 - s) CE + s T^2 KL(p_T of the teacher || p_T of the student) (Hinton et al., 2015).
+
+    `batch["teacher_logits"]` float32 (B, K) are those of the teacher for the same rows.
+    """
+    sums = classification_loss(batch, logits, label_smoothing=label_smoothing)
+    teacher = tf.nn.log_softmax(batch["teacher_logits"] / temperature)
+    student = tf.nn.log_softmax(tf.cast(logits, tf.float32) / temperature)
+    divergence = tf.reduce_sum(tf.exp(teacher) * (teacher - student))
+    soft = temperature**2 * divergence
+    return sums | {"loss_sum": (1 - share) * sums["loss_sum"] + share * soft}
+
+
+def cross_entropy(
+    targets: tf.Tensor, logits: tf.Tensor, weight: tf.Tensor, label_smoothing: float = 0.0
+) -> Sums:
+    """Sums over all positions, each counted `weight` times; in float32 under any policy."""
     logits = tf.cast(logits, tf.float32)
     nats = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+    if label_smoothing:
+        even = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=-1)
+        nats = (1 - label_smoothing) * nats + label_smoothing * even
     is_correct = tf.argmax(logits, axis=-1, output_type=targets.dtype) == targets
     return {
         "loss_sum": tf.reduce_sum(nats * weight),

@@ -1,40 +1,79 @@
-"""Named update rules: Keras' optimizers with a rate for each variable and lazy embeddings."""
+"""Named optimizers: Keras' own where they are right, with a rate for each variable beside them.
 
-from collections.abc import Callable
+What ours add to Keras': the learning rate of the whole run as a table, factors on it by variable,
+decoupled weight decay that may follow a schedule, and embeddings whose rows move only when used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from training.config import OptimizerConfig
-from training.schedules import SCHEDULES
+from training.schedules import tabulate
+from training.strategies.catalogue import Link
 
-# Variables whose name holds one of these never decay.
-NOT_DECAYED = ["embedding", "bias", "gamma", "beta"]
+# Variables whose path holds one of these never decay.
+NOT_DECAYED = ("embedding", "bias", "gamma", "beta")
 
 
-class _RateByVariable:
-    """Multiplies the learning rate of embeddings: their rows see few of the gradients."""
+class TabulatedRate(keras.optimizers.schedules.LearningRateSchedule):
+    """The rate of update t is entry t of a table, times a multiplier that validation may lower."""
 
-    embedding_rate_factor = 1.0
+    def __init__(self, table: np.ndarray):
+        self.table = tf.constant(table, tf.float64)
+        self.multiplier = tf.Variable(
+            1.0,
+            trainable=False,
+            dtype=tf.float64,
+            name="rate_multiplier",
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+
+    def __call__(self, step):
+        return at(self.table, step) * self.multiplier
+
+
+def at(table: tf.Tensor, step) -> tf.Tensor:
+    """Entry `step` of a schedule's table, the last one for all later steps."""
+    return tf.gather(table, tf.minimum(tf.cast(step, tf.int64), tf.size(table, tf.int64) - 1))
+
+
+class _ByVariable:
+    """Rate factors and decoupled decay, w <- w (1 - rate decay), by the path of the variable."""
+
+    factors: Callable[[str], float] = staticmethod(lambda path: 1.0)
+    decay_table: tf.Tensor | None = None
 
     def build(self, variables):
         super().build(variables)
-        self._rate_factors = [
-            self.embedding_rate_factor if "embedding" in variable.path else 1.0
-            for variable in variables
-        ]
+        self._factors = [self.factors(variable.path) for variable in variables]
+        self._decays = [not any(word in v.path for word in NOT_DECAYED) for v in variables]
+
+    @property
+    def variables(self):
+        return [*super().variables, self._learning_rate.multiplier]
 
     def update_step(self, gradient, variable, learning_rate):
-        factor = self._rate_factors[self._get_variable_index(variable)]
-        super().update_step(gradient, variable, learning_rate * factor)
+        index = self._get_variable_index(variable)
+        if self.decay_table is not None and self._decays[index]:
+            decay = learning_rate * tf.cast(
+                at(self.decay_table, self.iterations), learning_rate.dtype
+            )
+            self.assign_sub(variable, variable * tf.cast(decay, variable.dtype))
+        super().update_step(gradient, variable, learning_rate * self._factors[index])
 
 
-class SGD(_RateByVariable, keras.optimizers.SGD):
+class SGD(_ByVariable, keras.optimizers.SGD):
     pass
 
 
-class RMSprop(_RateByVariable, keras.optimizers.RMSprop):
+class RMSprop(_ByVariable, keras.optimizers.RMSprop):
     pass
 
 
@@ -63,25 +102,56 @@ class _LazyAdam:
         self.assign_add(variable, tf.IndexedSlices(change, rows))
 
 
-class Adam(_RateByVariable, _LazyAdam, keras.optimizers.Adam):
-    """With `weight_decay` this is AdamW: Keras decays every rule's weights the decoupled way."""
+class Adam(_ByVariable, _LazyAdam, keras.optimizers.Adam):
+    pass
 
 
+class Lion(_ByVariable, keras.optimizers.Lion):
+    pass
+
+
+class Adafactor(_ByVariable, keras.optimizers.Adafactor):
+    pass
+
+
+class Lamb(_ByVariable, keras.optimizers.Lamb):
+    pass
+
+
+# Each is called with the rate and the part's numbers (`training/strategies/catalogue.py`).
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
-    "sgd": lambda rate, config: SGD(rate),
-    "momentum": lambda rate, config: SGD(rate, momentum=0.9),
-    "rmsprop": lambda rate, config: RMSprop(rate),
-    "adam": lambda rate, config: Adam(rate),
-    # None rather than 0, which would rewrite every weight in every step for nothing.
-    "adamw": lambda rate, config: Adam(rate, weight_decay=config.weight_decay or None),
+    "sgd": SGD,
+    "momentum": SGD,
+    "nesterov": lambda rate, momentum: SGD(rate, momentum=momentum, nesterov=True),
+    "rmsprop": RMSprop,
+    "adam": Adam,
+    "adamw": Adam,
+    "lion": Lion,
+    "adafactor": lambda rate: Adafactor(rate, relative_step=False),
+    "lamb": Lamb,
 }
 
 
-def build_optimizer(config: OptimizerConfig, variables, steps: int) -> keras.optimizers.Optimizer:
-    """The rule `config` names, its slots made for `variables`; `steps` is the schedule's length."""
-    optimizer = OPTIMIZERS[config.name](SCHEDULES[config.schedule](config, steps), config)
-    optimizer.embedding_rate_factor = config.embedding_rate_factor
+def build_optimizer(
+    link: Link,
+    config: OptimizerConfig,
+    weights: Sequence,
+    num_updates: int,
+    rate_factors: Sequence[tuple[str, float]] = (),
+) -> keras.optimizers.Optimizer:
+    """The optimizer `link` names, its slots made for `weights`.
+
+    `num_updates` is the length of its schedules; `rate_factors` are (regular expression, factor):
+    the rate of a variable is that of the run times every factor whose expression is found in its
+    path.
+    """
+    peak = config.peak_learning_rate
+    rate = TabulatedRate(peak * tabulate(config.schedule, num_updates))
+    optimizer = OPTIMIZERS[link.name](rate, **link.numbers)
+    factors = [("embedding", config.embedding_rate_factor), *rate_factors]
+    optimizer.factors = lambda path: float(np.prod([f for p, f in factors if re.search(p, path)]))
     if config.weight_decay:
-        optimizer.exclude_from_weight_decay(var_names=NOT_DECAYED)
-    optimizer.build(variables)
+        table = tabulate(str(config.weight_decay), num_updates)
+        optimizer.decay_table = tf.constant(table, tf.float64)
+    optimizer.build(weights)
     return optimizer

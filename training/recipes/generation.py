@@ -15,8 +15,7 @@ def stories() -> RunConfig:
         optimizer=OptimizerConfig(
             peak_learning_rate=2e-3,
             embedding_rate_factor=5.0,
-            warmup_steps=50,
-            final_fraction=0.1,
+            schedule="cosine(end=0.1, warmup=50)",
             weight_decay=0.1,
         ),
         batch_size=4,
@@ -32,7 +31,7 @@ def shakespeare() -> RunConfig:
         tokenizer=SentencePieceTokenizerConfig(model_type="char", vocabulary_size=100),
         model=TransformerDecoderConfig(context_length=128, dropout=0.0),
         optimizer=OptimizerConfig(
-            peak_learning_rate=3e-3, warmup_steps=100, final_fraction=0.1, weight_decay=0.1
+            peak_learning_rate=3e-3, schedule="cosine(end=0.1, warmup=100)", weight_decay=0.1
         ),
         batch_size=16,
         epochs=5,
@@ -49,7 +48,7 @@ def tang_poems() -> RunConfig:
         tokenizer=SentencePieceTokenizerConfig(model_type="char", vocabulary_size=10_000),
         model=TransformerDecoderConfig(width=192, num_heads=6, inner_width=768, context_length=128),
         optimizer=OptimizerConfig(
-            peak_learning_rate=2e-3, warmup_steps=200, final_fraction=0.1, weight_decay=0.1
+            peak_learning_rate=2e-3, schedule="cosine(end=0.1, warmup=200)", weight_decay=0.1
         ),
         batch_size=16,
         epochs=1,

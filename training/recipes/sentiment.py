@@ -44,7 +44,7 @@ def sentiment_transformer() -> RunConfig:
         model=TransformerEncoderConfig(),
         optimizer=OptimizerConfig(
             peak_learning_rate=1e-3,
-            warmup_steps=100,
+            schedule="cosine(warmup=100)",
             weight_decay=0.01,
             embedding_rate_factor=3.0,
         ),

@@ -1,0 +1,83 @@
+"""Arithmetic on lists of gradients, dense tensors and sparse rows (`tf.IndexedSlices`) alike."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+Gradient = tf.Tensor | tf.IndexedSlices
+
+
+def add(a: list, b: list) -> list:
+    """Entry by entry; rows that both name stand in the sum once."""
+    return [_add(x, y) for x, y in zip(a, b, strict=True)]
+
+
+def scale(gradients: list, factor) -> list:
+    """Every gradient times the scalar `factor`."""
+    return [_with_values(g, _values(g) * tf.cast(factor, _values(g).dtype)) for g in gradients]
+
+
+def global_norm(gradients: list) -> tf.Tensor:
+    """Euclidean norm of all entries together; 0 for no gradient at all."""
+    return tf.linalg.global_norm(gradients) if gradients else tf.constant(0.0)
+
+
+def clip(gradients: list, limit: float | None) -> tuple[list, tf.Tensor]:
+    """Scaled to a global norm of at most `limit` (Pascanu et al., 2013); and the norm before."""
+    norm = global_norm(gradients)
+    if limit is not None:
+        gradients, _ = tf.clip_by_global_norm(gradients, limit, use_norm=norm)
+    return gradients, norm
+
+
+def distinct_rows(gradient: Gradient) -> Gradient:
+    """A sparse gradient with each row once; its norm is then that of the dense gradient."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    rows, position = tf.unique(gradient.indices)
+    values = tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows))
+    return tf.IndexedSlices(values, rows, gradient.dense_shape)
+
+
+def flatten(gradients: list) -> tuple[list[tf.Tensor], list[tf.TensorShape]]:
+    """Plain tensors for a `tf.while_loop`, and the shapes that hold in every turn of it."""
+    tensors: list[tf.Tensor] = []
+    shapes: list[tf.TensorShape] = []
+    for g in gradients:
+        if isinstance(g, tf.IndexedSlices):
+            tensors += [g.values, g.indices]
+            shapes += [tf.TensorShape([None, *g.values.shape[1:]]), tf.TensorShape([None])]
+        else:
+            tensors.append(g)
+            shapes.append(g.shape)
+    return tensors, shapes
+
+
+def unflatten(like: list, tensors: list[tf.Tensor]) -> list:
+    """The inverse of `flatten`: `tensors` in the form of the gradients `like`."""
+    rest, gradients = iter(tensors), []
+    for g in like:
+        if isinstance(g, tf.IndexedSlices):
+            gradients.append(tf.IndexedSlices(next(rest), next(rest), g.dense_shape))
+        else:
+            gradients.append(next(rest))
+    return gradients
+
+
+def _add(x: Gradient, y: Gradient) -> Gradient:
+    if isinstance(x, tf.IndexedSlices) and isinstance(y, tf.IndexedSlices):
+        both = tf.IndexedSlices(
+            tf.concat([x.values, y.values], 0), tf.concat([x.indices, y.indices], 0), x.dense_shape
+        )
+        return distinct_rows(both)
+    return tf.convert_to_tensor(x) + tf.convert_to_tensor(y)
+
+
+def _values(gradient: Gradient) -> tf.Tensor:
+    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+
+
+def _with_values(gradient: Gradient, values: tf.Tensor) -> Gradient:
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return values

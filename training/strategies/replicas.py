@@ -1,0 +1,72 @@
+"""One device or several: what is added up between them, and how state is set on all of them.
+
+With `tf.distribute` a rule runs once on every replica, on its share of the batch. Gradients and sums
+are added up before anything is decided by them, so all replicas take the same step; what a rule
+writes is then equal everywhere and may be written replica by replica.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from training.strategies.gradients import distinct_rows
+
+
+class Replicas:
+    """`strategy` None is one device, without any cost."""
+
+    def __init__(self, strategy: tf.distribute.Strategy | None = None):
+        self.strategy = strategy
+        self.num = strategy.num_replicas_in_sync if strategy else 1
+
+    def sum(self, gradients: list, sums: dict) -> tuple[list, dict]:
+        """Both added up over all replicas; sparse rows of several replicas stand there once."""
+        if self.num == 1:
+            return gradients, sums
+        context = tf.distribute.get_replica_context()
+        gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [gradients, sums])
+        return [distinct_rows(gradient) for gradient in gradients], sums
+
+
+def assign(variables: Sequence, values: Sequence) -> None:
+    """Sets Keras or TensorFlow variables, also from within a replica."""
+    raw = [_raw(variable) for variable in variables]
+    if _is_one_of_several():
+        tf.distribute.get_replica_context().merge_call(_assign_on_all, args=(raw, list(values)))
+        return
+    for variable, value in zip(raw, values, strict=True):
+        variable.assign(value)
+
+
+def assign_when(condition: tf.Tensor, variables: Sequence, values: Callable[[], list]) -> None:
+    """Sets variables if `condition` holds; `values` is worked out only then on one device."""
+    if _is_one_of_several():  # no state can be set inside a branch there
+        kept = [tf.convert_to_tensor(_raw(variable)) for variable in variables]
+        chosen = [tf.where(condition, n, k) for n, k in zip(values(), kept, strict=True)]
+        assign(variables, chosen)
+        return
+
+    def set_them():
+        assign(variables, values())
+        return True
+
+    tf.cond(condition, set_them, lambda: False)
+
+
+def _raw(variable):
+    return variable if isinstance(variable, tf.Variable) else getattr(variable, "value", variable)
+
+
+def _is_one_of_several() -> bool:
+    return (
+        tf.distribute.has_strategy()
+        and not tf.distribute.in_cross_replica_context()
+        and tf.distribute.get_replica_context().num_replicas_in_sync > 1
+    )
+
+
+def _assign_on_all(strategy, variables, values) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        strategy.extended.update(variable, lambda v, x: v.assign(x), args=(value,))
