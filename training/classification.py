@@ -13,18 +13,18 @@ from model.tokenizers import Tokenizer, encode, load_tokenizer, train_tokenizer
 from training.config import RunConfig
 from training.datasets.examples import ClassificationData, LabelledTexts
 from training.losses import classification_loss
-from training.pipeline import ClassificationBatches, classification_rows
+from training.objectives import Classification
+from training.pipeline import classification_rows
 
 _EVALUATION_BATCH = 128
 _MAX_WEIGHTS = 64_000_000  # of a bag of n-grams; training peaked at 4.6 GB with so many
 _MAX_NAMED = 40  # labels; of more the picture shows the shades alone
-UNIT = "examples"  # what a speed is counted in
 
 
 class Classifier:
     """A trained or trainable text classifier: tokenizer, network and label names together."""
 
-    unit, loss = UNIT, staticmethod(classification_loss)
+    supervised = Classification
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer, label_names: Sequence[str]):
         self.config, self.tokenizer, self.label_names = config, tokenizer, tuple(label_names)
@@ -37,7 +37,11 @@ class Classifier:
                 f"tokenizer.num_buckets to {_MAX_WEIGHTS // len(self.label_names)} or less."
             )
         self.model = build_model(
-            config.model, tokenizer.vocabulary_size, len(self.label_names), seed=config.seed
+            config.model,
+            tokenizer.vocabulary_size,
+            len(self.label_names),
+            seed=config.seed,
+            precision=config.precision,
         )
         spec = tf.TensorSpec([None, None], tf.int32)
         self._logits = tf.function(
@@ -45,42 +49,34 @@ class Classifier:
         )
 
     @classmethod
-    def create(cls, config: RunConfig, data: ClassificationData) -> Classifier:
-        """Untrained, with a vocabulary from the training split."""
-        tokenizer = train_tokenizer(data.train.texts, config.tokenizer)
+    def create(
+        cls, config: RunConfig, data: ClassificationData, texts: Sequence[str] = ()
+    ) -> Classifier:
+        """Untrained, with a vocabulary from the training split and from more `texts`."""
+        tokenizer = train_tokenizer([*data.train.texts, *texts], config.tokenizer)
         return cls(config, tokenizer, data.label_names)
 
     @classmethod
     def load(cls, config: RunConfig, folder: Path, label_names: Sequence[str]) -> Classifier:
         return cls(config, load_tokenizer(folder, config.tokenizer), label_names)
 
-    def prepare(self, data: ClassificationData) -> None:
-        """Tokenises the splits once and lets the network look at the training split."""
-        train = encode(self.tokenizer, data.train.texts)
-        self.batches = ClassificationBatches(
-            train, data.train.labels, batch_size=self.config.batch_size, seed=self.config.seed
-        )
-        self._validation = encode(self.tokenizer, data.validation.texts), data.validation.labels
-        if hasattr(self.model, "adapt"):
-            self.model.adapt(train, data.train.labels)
-
-    def validate(self) -> dict[str, float]:
-        rows, labels = self._validation
+    def figures(self, rows: Sequence[np.ndarray], labels: np.ndarray) -> dict[str, float]:
+        """Loss (nats) and accuracy on tokenised texts."""
         return _loss_and_accuracy(self._logits_of(rows), labels)
 
-    @staticmethod
-    def score(metrics: dict[str, float]) -> float:
-        return metrics["accuracy"]
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 (B, K), the labels in the order of `label_names`."""
+        return self._logits_of(encode(self.tokenizer, texts))
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """float32 (B, K), the labels in the order of `label_names`."""
-        return tf.nn.softmax(self._logits_of(encode(self.tokenizer, texts))).numpy()
+        return tf.nn.softmax(self.logits(texts)).numpy()
 
     def evaluate(self, split: LabelledTexts, folder: Path) -> dict:
         """Accuracy, macro F1 and a table by label; the confusion matrix as a PNG in `folder`."""
         from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-        logits = self._logits_of(encode(self.tokenizer, split.texts))
+        logits = self.logits(split.texts)
         predicted, indices = logits.argmax(axis=1), range(len(self.label_names))
         precision, recall, f1, support = precision_recall_fscore_support(
             split.labels, predicted, labels=list(indices), zero_division=0.0

@@ -23,20 +23,22 @@ from model.tokenizers import (
 from training.config import RunConfig
 from training.datasets.examples import TextData
 from training.losses import language_model_loss
-from training.pipeline import LanguageModelBatches, language_model_windows
+from training.objectives import Generation
+from training.pipeline import language_model_windows
 
 _EVALUATION_BATCH = 16
-UNIT = "tokens"  # what a speed is counted in
 
 
 class LanguageModel:
     """A trained or trainable generator: tokenizer and network together."""
 
-    unit, loss = UNIT, staticmethod(language_model_loss)
+    supervised = Generation
 
     def __init__(self, config: RunConfig, tokenizer: SentencePieceTokenizer):
         self.config, self.tokenizer = config, tokenizer
-        self.model = build_model(config.model, tokenizer.vocabulary_size, seed=config.seed)
+        self.model = build_model(
+            config.model, tokenizer.vocabulary_size, seed=config.seed, precision=config.precision
+        )
         spec = tf.TensorSpec([None, None], tf.int32)
         self._sums = tf.function(
             lambda tokens, targets: language_model_loss(
@@ -50,34 +52,19 @@ class LanguageModel:
         )
 
     @classmethod
-    def create(cls, config: RunConfig, data: TextData) -> LanguageModel:
-        """Untrained, with a vocabulary from the training split."""
-        return cls(config, train_tokenizer(data.train, config.tokenizer))
+    def create(
+        cls, config: RunConfig, data: TextData, texts: Sequence[str] = ()
+    ) -> LanguageModel:
+        """Untrained, with a vocabulary from the training split and from more `texts`."""
+        return cls(config, train_tokenizer([*data.train, *texts], config.tokenizer))
 
     @classmethod
     def load(cls, config: RunConfig, folder: Path) -> LanguageModel:
         return cls(config, load_tokenizer(folder, config.tokenizer))
 
-    def prepare(self, data: TextData) -> None:
-        """Tokenises the splits once."""
-        self.batches = LanguageModelBatches(
-            self._encoded(data.train),
-            num_tokens=self.model.config.context_length,
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
-        )
-        self._validation = self._encoded(data.validation), _num_characters(data.validation)
-
-    def validate(self) -> dict[str, float]:
-        return self._figures(*self._validation)
-
-    @staticmethod
-    def score(metrics: dict[str, float]) -> float:
-        return -metrics["loss"]
-
     def evaluate(self, split: Sequence[str], folder: Path) -> dict:
         """Loss (nats a token), perplexity, bits a character, and samples from fixed seeds."""
-        figures = self._figures(self._encoded(split), _num_characters(split))
+        figures = self.figures(self.encoded(split), sum(map(len, split)))
         openings = [_opening(document) for document in split[:: max(len(split) // 4, 1)][:4]]
         answers = [self.continue_text(opening, seed=i) for i, opening in enumerate(openings)]
         return figures | {
@@ -107,11 +94,13 @@ class LanguageModel:
         ]
         return self.generate(*inputs)[signatures.TEXT].numpy()[0].decode()
 
-    def _encoded(self, documents: Sequence[str]) -> list[np.ndarray]:
+    def encoded(self, documents: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of each document, begin and end included."""
         rows = encode(self.tokenizer, documents)
         return [np.array([BEGIN, *row, END], np.int32) for row in rows]
 
-    def _figures(self, documents: list[np.ndarray], num_characters: int) -> dict[str, float]:
+    def figures(self, documents: list[np.ndarray], num_characters: int) -> dict[str, float]:
+        """Loss (nats a token), accuracy and bits a character on tokenised documents."""
         loss_sum = num_targets = num_correct = 0.0
         for batch in language_model_windows(
             documents, num_tokens=self.model.config.context_length, batch_size=_EVALUATION_BATCH
@@ -135,10 +124,6 @@ def generation_inputs() -> list[tf.TensorSpec]:
         tf.TensorSpec([None], dtype, name=name)
         for name, dtype in zip(signatures.GENERATOR_INPUTS, dtypes, strict=True)
     ]
-
-
-def _num_characters(documents: Sequence[str]) -> int:
-    return sum(map(len, documents))
 
 
 def _opening(document: str) -> str:

@@ -1,130 +1,175 @@
-"""All of training in reading order: fetch, step, report, evaluate, save."""
+"""All of training in reading order: fetch, update, report, evaluate, save."""
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import numpy as np
+
 from training.checkpoints import Checkpoints
+from training.diagnostics import Totals, UpdateToWeight
 from training.progress import Interruption, Log
+from training.schedules import Plateau
+from training.strategies.rules import UpdateRule
+from training.strategies.rules import evaluating as evaluation_of
 
 REPORT_EVERY = 50  # updates; between reports the numbers stay on the device
-SAVE_EVERY = 20.0  # seconds at most that a kill may cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """When a stage evaluates, reports and ends. All counts are updates."""
+
+    steps: int
+    evaluate_every: int
+    patience: int = 0  # evaluations without a new best; 0 never stops early
+    updates_per_call: int = 1
+    save_every: float = 20.0  # seconds
+    stop_loss: float | None = None
+    stop_grad_norm: float | None = None
+    stop_updates: int = 1
+
+    @property
+    def watches_every_update(self) -> bool:
+        return self.stop_loss is not None or self.stop_grad_norm is not None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `reason` is "finished", "early" (no progress) or "interrupted"."""
+    """How a stage ended.
+
+    `reason` is "finished", "early" (no progress), "converged" (`stop_loss`, `stop_grad_norm`) or
+    "interrupted".
+    """
 
     reason: str
     step: int
     best_step: int
-    seconds: float  # of training and evaluation, all sittings of the run together
-
-
-class Totals:
-    """Sums and counts since the last report; averages are taken only when it is due."""
-
-    def __init__(self, unit: str):
-        self.unit, self.since = unit, time.monotonic()
-        self.sums: list[dict] = []
-
-    def add(self, sums: dict) -> None:
-        self.sums.append(sums)
-
-    def pop(self) -> dict[str, float]:
-        """Means over all updates added, and emptied; the gradient norm is that of the worst."""
-        total = {name: sum(float(s[name]) for s in self.sums) for name in self.sums[0]}
-        # max() passes over a NaN that is not first, and the worst is what must be seen.
-        norms = [float(sums["grad_norm"]) for sums in self.sums]
-        worst = max(norms) if all(map(math.isfinite, norms)) else math.nan
-        num_targets = max(total["num_targets"], 1.0)
-        report = {
-            "loss": total["loss_sum"] / num_targets,
-            "accuracy": total["num_correct"] / num_targets,
-            "grad_norm": worst,
-            f"{self.unit}_per_second": total["num_targets"] / (time.monotonic() - self.since),
-        }
-        self.sums, self.since = [], time.monotonic()
-        return report
+    seconds: float  # of training and evaluation, all sittings of the stage together
 
 
 def fit(
+    plan: Plan,
     *,
-    steps: int,
-    evaluate_every: int,
-    patience: int,
-    train_step: Callable[[dict], dict],
-    batch_at: Callable[[int], dict],
+    rule: UpdateRule,
+    take_updates: Callable[[dict], dict],
+    batches_of: Callable[[int, int], dict],
     evaluate: Callable[[], dict[str, float]],
     score: Callable[[dict[str, float]], float],
     checkpoints: Checkpoints,
     log: Log,
+    evaluating: Callable[[], AbstractContextManager] | None = None,
+    plateau: Plateau | None = None,
+    set_rate_multiplier: Callable[[float], None] = lambda multiplier: None,
 ) -> Outcome:
-    """Trains from the newest checkpoint, or from the start, until `steps` updates are done.
+    """Trains from the newest checkpoint, or from the start, until the plan's end.
 
-    `evaluate` returns the validation metrics ("loss" among them), `score` the number of them that
-    is to grow; of equal scores the lower loss is better. The best weights are kept, and after
-    `patience` evaluations without a new best (0: never) the run ends early. Ctrl-C saves and
-    returns. Raises FloatingPointError when the loss or the gradient is not finite: the checkpoints
-    then hold the last good state.
+    `batches_of(step, count)` are the batches of `count` updates from `step` on, stacked;
+    `take_updates` takes them and returns what each update said. `evaluate` returns the validation
+    metrics ("loss" among them), `score` the number of them that is to grow; of equal scores the
+    lower loss is better. Within `evaluating()`, where both are called and the best is kept, the
+    weights are those to be evaluated and exported (by default what the rule says). Ctrl-C saves and returns. Raises FloatingPointError when the loss or the
+    gradient is not finite: the checkpoints then hold the last good state.
     """
     step, progress = checkpoints.restore_last(), checkpoints.progress
-    earlier, began, saved = float(progress["seconds"]), time.monotonic(), time.monotonic()
-    totals = Totals(log.unit)
+    earlier, began, saved = progress["seconds"], time.monotonic(), time.monotonic()
+    totals, watch = Totals(log.unit), UpdateToWeight(rule)
+    in_evaluation = evaluating or functools.partial(evaluation_of, rule)
+    if plateau:
+        vars(plateau).update(progress.get("plateau", {}))
+        set_rate_multiplier(plateau.multiplier)
 
     def outcome(reason: str) -> Outcome:
-        return Outcome(reason, step, int(progress["best_step"]), float(progress["seconds"]))
+        return Outcome(reason, step, progress["best_step"], progress["seconds"])
 
     def save() -> None:
         nonlocal saved
-        progress["seconds"].assign(earlier + time.monotonic() - began)
+        progress["seconds"] = earlier + time.monotonic() - began
         checkpoints.save_last(step)
         saved = time.monotonic()
 
     def evaluate_and_keep() -> None:
-        metrics = evaluate()
-        if not math.isfinite(metrics["loss"]):
-            raise FloatingPointError(_not_finite("validation loss", metrics["loss"], step))
-        log.report(step, {f"validation_{name}": value for name, value in metrics.items()})
-        new = (score(metrics), -metrics["loss"])
-        if new > (float(progress["best_score"]), -float(progress["best_loss"])):
-            progress["best_score"].assign(new[0])
-            progress["best_loss"].assign(metrics["loss"])
-            progress["best_step"].assign(step)
-            progress["num_stale"].assign(0)
-            checkpoints.save_best(step)
-        else:
-            progress["num_stale"].assign_add(1)
+        with in_evaluation():
+            metrics = evaluate()
+            if not math.isfinite(metrics["loss"]):
+                raise FloatingPointError(_not_finite("validation loss", metrics["loss"], step))
+            log.report(step, {f"validation_{name}": value for name, value in metrics.items()})
+            new = (score(metrics), -metrics["loss"])
+            if new > (progress["best_score"], -progress["best_loss"]):
+                progress |= {"best_score": new[0], "best_loss": metrics["loss"], "best_step": step}
+                progress["num_stale"] = 0
+                checkpoints.save_best(step)
+            else:
+                progress["num_stale"] += 1
+        if plateau:
+            set_rate_multiplier(plateau.observe(new[0]))
+            progress["plateau"] = vars(plateau).copy()
 
     with Interruption() as interruption:
-        if step == 0 and int(progress["best_step"]) < 0:  # not again after a kill in early updates
+        if step == 0 and progress["best_step"] < 0:  # not again after a kill in early updates
             evaluate_and_keep()  # where it starts from: the figure that training has to beat
             save()
-            totals = Totals(log.unit)
-        while step < steps:
-            if patience and int(progress["num_stale"]) >= patience:
+            totals.restart()
+        while step < plan.steps:
+            if plan.patience and progress["num_stale"] >= plan.patience:
                 return outcome("early")
-            totals.add(train_step(batch_at(step)))
-            step += 1
-            evaluation_due = step % evaluate_every == 0 or step == steps
-            if not (evaluation_due or interruption or step % REPORT_EVERY == 0):
+            count = _updates_until_due(plan, step)
+            report_due = _is_due(plan, step + count)
+            watch.before(report_due and count)
+            said = take_updates(batches_of(step, count))
+            step += count
+            totals.add(said)
+            has_converged = plan.watches_every_update and _converged(plan, progress, said)
+            evaluation_due = step % plan.evaluate_every == 0 or step == plan.steps or has_converged
+            if not (evaluation_due or interruption or report_due):
                 continue
-            report = totals.pop()
+            report = totals.pop() | watch.after() | _plain(rule.diagnostics())
             if not all(map(math.isfinite, report.values())):
                 what = f"loss or its gradient norm ({report['grad_norm']})"
                 raise FloatingPointError(_not_finite(what, report["loss"], step))
-            log.report(step, report)
+            log.report(step, report | {"gradient_evaluations": step * rule.num_evaluations})
             if evaluation_due:
                 evaluate_and_keep()
-            if evaluation_due or interruption or time.monotonic() - saved > SAVE_EVERY:
+            if evaluation_due or interruption or time.monotonic() - saved > plan.save_every:
                 save()
-                totals.since = time.monotonic()
-            if interruption and step < steps:
+                totals.restart()
+            if has_converged:
+                return outcome("converged")
+            if interruption and step < plan.steps:
                 return outcome("interrupted")
     return outcome("finished")
+
+
+def _updates_until_due(plan: Plan, step: int) -> int:
+    """As many updates as one call may take without running past what is due."""
+    if plan.watches_every_update:
+        return 1
+    ends = [step + plan.updates_per_call, plan.steps]
+    ends += [(step // every + 1) * every for every in (plan.evaluate_every, REPORT_EVERY)]
+    return min(ends) - step
+
+
+def _is_due(plan: Plan, step: int) -> bool:
+    return step == plan.steps or not (step % REPORT_EVERY and step % plan.evaluate_every)
+
+
+def _converged(plan: Plan, progress: dict, said: dict) -> bool:
+    """Whether the loss or the gradient norm has been low enough for so many updates in a row."""
+    loss = float(said["loss_sum"][-1]) / max(float(said["num_targets"][-1]), 1.0)
+    is_low = (plan.stop_loss is not None and loss <= plan.stop_loss) or (
+        plan.stop_grad_norm is not None and float(said["grad_norm"][-1]) <= plan.stop_grad_norm
+    )
+    progress["num_low"] = progress.get("num_low", 0) + 1 if is_low else 0
+    return progress["num_low"] >= plan.stop_updates
+
+
+def _plain(diagnostics: dict) -> dict[str, float]:
+    return {name: float(np.asarray(value)) for name, value in diagnostics.items()}
 
 
 def _not_finite(what: str, value: float, step: int) -> str:

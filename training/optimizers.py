@@ -56,8 +56,13 @@ class _ByVariable:
         self._decays = [not any(word in v.path for word in NOT_DECAYED) for v in variables]
 
     @property
+    def rate(self) -> TabulatedRate:
+        """The table of the learning rate, and what validation makes of it."""
+        return self._learning_rate
+
+    @property
     def variables(self):
-        return [*super().variables, self._learning_rate.multiplier]
+        return [*super().variables, self.rate.multiplier]
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)

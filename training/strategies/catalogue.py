@@ -377,12 +377,7 @@ def resolve(expression: str, setting: str = "strategy") -> list[Link]:
 
 def canonical(expression: str, setting: str = "strategy") -> str:
     """`expression` with every number written out, so that equal strategies have equal names."""
-    text = ""
-    for link in reversed(resolve(expression, setting)):
-        numbers = [f"{name}={value:g}" for name, value in link.numbers.items()]
-        inside = ", ".join(([text] if text else []) + numbers)
-        text = f"{link.name}({inside})" if inside else link.name
-    return text
+    return _text(resolve(expression, setting))
 
 
 def nest(parts: list[tuple[str, tuple]], optimizer: str) -> str:
@@ -390,6 +385,15 @@ def nest(parts: list[tuple[str, tuple]], optimizer: str) -> str:
     text = optimizer
     for name, numbers in reversed(parts):
         text = f"{name}({', '.join([text, *(f'{n:g}' for n in numbers)])})"
+    return text
+
+
+def _text(chain: list[Link]) -> str:
+    text = ""
+    for link in reversed(chain):
+        numbers = [f"{name}={value:.12g}" for name, value in link.numbers.items()]
+        inside = ", ".join(([text] if text else []) + numbers)
+        text = f"{link.name}({inside})" if inside else link.name
     return text
 
 
@@ -447,3 +451,22 @@ def _refusal(outer: Part, inner: Part) -> str | None:
     if outer.name in (*WITH_WORKERS, "reptile") and inner.name == "reptile":
         return "reptile makes its inner state anew each cycle, which workers have to keep"
     return None
+
+
+def batches_per_update(chain: list[Link]) -> int:
+    """How many micro-batches one update of the chain reads."""
+    count = 1
+    for link in chain:
+        if link.name == "accumulate":
+            count *= int(link.numbers["k"])
+        elif link.name in WITH_WORKERS:
+            count *= int(link.numbers["workers"])
+    return count
+
+
+def with_full_batches(expression: str, num_pieces: int) -> str:
+    """`expression` with the gradient of `num_pieces` batches in place of that of one."""
+    chain = resolve(expression)
+    inside = [link for link in chain if link.part.level >= LOSS]
+    window = Link(PARTS["accumulate"], {"k": num_pieces})
+    return _text([*chain[: len(chain) - len(inside)], window, *inside])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from training.strategies.gradients import distinct_rows
@@ -21,6 +22,14 @@ class Replicas:
         self.strategy = strategy
         self.num = strategy.num_replicas_in_sync if strategy else 1
 
+    def share(self, batches: dict) -> dict:
+        """Stacked batches, their rows dealt out to the replicas one by one."""
+        if self.strategy is None:
+            return batches
+        return self.strategy.experimental_distribute_values_from_function(
+            lambda context: _rows_of(batches, context.replica_id_in_sync_group, self.num)
+        )
+
     def sum(self, gradients: list, sums: dict) -> tuple[list, dict]:
         """Both added up over all replicas; sparse rows of several replicas stand there once."""
         if self.num == 1:
@@ -28,6 +37,18 @@ class Replicas:
         context = tf.distribute.get_replica_context()
         gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [gradients, sums])
         return [distinct_rows(gradient) for gradient in gradients], sums
+
+
+def _rows_of(batches: dict, replica: int, num_replicas: int) -> dict:
+    """Every `num_replicas`-th row of each micro-batch, from row `replica` on."""
+    part = {}
+    for name, value in batches.items():
+        if name.startswith("shape/"):  # int32 (M, rank), the rows of each micro-batch in front
+            part[name] = value.copy()
+            part[name][:, 0] = np.maximum(-(-(value[:, 0] - replica) // num_replicas), 0)
+        else:
+            part[name] = value[:, replica::num_replicas]
+    return part
 
 
 def assign(variables: Sequence, values: Sequence) -> None:

@@ -59,6 +59,11 @@ class UpdateRule:
         gradients, sums = self.replicas.sum(gradients, sums)
         return sums | self.apply(scale(gradients, tf.math.divide_no_nan(1.0, sums["num_targets"])))
 
+    @property
+    def optimizer_rule(self) -> OptimizerRule:
+        """The innermost rule."""
+        raise NotImplementedError
+
     def evaluation_weights(self) -> list[tf.Tensor] | None:
         """What is evaluated and exported in place of `weights`; None: they themselves."""
         return None
@@ -87,6 +92,10 @@ class OptimizerRule(UpdateRule):
         self.loss, self.optimizer, self.weights = loss, optimizer, list(weights)
         self.clip_norm, self.replicas = clip_norm, replicas or Replicas()
         self.loss_factor: Callable[[], tf.Tensor | float] = lambda: 1.0  # of `loss_scale`
+
+    @property
+    def optimizer_rule(self) -> OptimizerRule:
+        return self
 
     @property
     def variables(self) -> list:
@@ -126,11 +135,7 @@ class Around(UpdateRule):
 
     @property
     def optimizer_rule(self) -> OptimizerRule:
-        """The innermost rule."""
-        rule = self.inner
-        while isinstance(rule, Around):
-            rule = rule.inner
-        return rule  # type: ignore[return-value]
+        return self.inner.optimizer_rule
 
     def gradient(self, batches):
         return self.inner.gradient(batches)

@@ -1,0 +1,246 @@
+"""One stage of a run: its data, its objective, its rule, trained to its end."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from model.dropout import dropout_rates
+from model.lora import add_lora, merge_lora, remove_lora
+from training.checkpoints import Checkpoints
+from training.config import DISTILLATION, FULL_BATCH, GENERATION, SUPERVISED, RunConfig, StageConfig
+from training.datasets.catalogue import DATASETS, load_dataset
+from training.loop import Outcome, Plan, fit
+from training.objectives import Objective, build_batches, build_objective
+from training.pipeline import Batches
+from training.progress import Log
+from training.schedules import Plateau, tabulate
+from training.stacking import stack
+from training.strategies.build import build_rule
+from training.strategies.catalogue import batches_per_update, resolve, with_full_batches
+from training.strategies.compiled import compile_updates
+from training.strategies.replicas import Replicas
+from training.strategies.rules import UpdateRule, evaluating
+from training.strategies.scheduled import Scheduled
+
+logger = logging.getLogger(__name__)
+
+Observe = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage made ready: everything that the loop needs."""
+
+    config: StageConfig
+    objective: Objective
+    batches: Batches
+    rule: UpdateRule
+    num_updates: int
+    plain: list  # the variables that remain when the stage is over
+    lora: list  # layers with low-rank changes
+
+    @property
+    def updates_of_a_pass(self) -> int:
+        return max(self.batches.num_batches // self.rule.num_batches, 1)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, the network is what is evaluated and exported: averages in, LoRA merged."""
+        with evaluating(self.rule), merged(self.lora):
+            yield
+
+
+def build_stage(
+    run: RunConfig, number: int, learner, *, teacher=None, replicas: Replicas | None = None
+) -> Stage:
+    """Stage `number` of `run`, from 0, for the network as it is now."""
+    config, seed = run.stages[number], run.seed + _APART * number
+    objective = build_objective(config, learner, load_data(run, config), seed=seed, teacher=teacher)
+    if number == 0 and hasattr(objective, "adapt"):
+        objective.adapt()
+    strategy = config.strategy
+    if config.batch_size == FULL_BATCH:
+        pieces = objective.batches(batch_size=FULL_BATCH, seed=seed).num_batches
+        strategy = with_full_batches(strategy, pieces)
+    chain = resolve(strategy)
+    is_private = any(link.name == "dp_sgd" for link in chain)
+    per_update = batches_per_update(chain)
+    mixed_in = None
+    if config.mixture:
+        other = replace(config, dataset=config.mixture)
+        mixed_in = build_objective(config, learner, load_data(run, other), seed=seed)
+    batches = build_batches(
+        objective,
+        mixed_in,
+        config,
+        batch_size=config.batch_size,
+        max_tokens=config.max_tokens,
+        sampling="poisson" if is_private else "shuffled",
+        num_updates=config.max_updates,
+        batches_per_update=per_update,
+        seed=seed,
+    )
+    passes = round(config.epochs * batches.num_batches / per_update)
+    num_updates = config.max_updates or max(passes, 1)
+    plain, lora = list(learner.model.variables), []
+    if config.lora_rank:
+        lora = add_lora(
+            learner.model, config.lora_layers, config.lora_rank, config.lora_alpha, seed
+        )
+    rule = build_rule(
+        strategy,
+        objective.loss,
+        moving_weights(config, learner.model, objective.loss, batches.at(0)),
+        config.optimizer,
+        num_updates=num_updates,
+        seed=seed,
+        rate_factors=config.factors(),
+        replicas=replicas,
+    )
+    if config.dropout is not None:
+        table = tabulate(config.dropout, num_updates, "dropout")
+        rule = Scheduled(rule, dropout_rates(learner.model), table, "dropout")
+    return Stage(
+        config=config,
+        objective=objective,
+        batches=batches,
+        rule=rule,
+        num_updates=num_updates,
+        plain=plain,
+        lora=lora,
+    )
+
+
+def fit_stage(
+    run: RunConfig, stage: Stage, learner, folder: Path, log: Log, observe: Observe | None = None
+) -> Outcome:
+    """Trains `stage`, from its checkpoint if it has one; the network ends with what it keeps.
+
+    `observe` is told every evaluation: (update, metrics).
+    """
+    config, rule = stage.config, stage.rule
+    checkpoints = Checkpoints(
+        stage_folder(folder, config),
+        learner.model,
+        rule,
+        keep=run.keep_checkpoints,
+        best_variables=stage.plain,
+    )
+
+    def batches_of(step: int, count: int) -> dict:
+        first, size = step * rule.num_batches, count * rule.num_batches
+        batches = [stage.batches.at(i) for i in range(first, first + size)]
+        return rule.replicas.share(stack(batches, shapes=not run.xla, pad_to=fixed))
+
+    def evaluate() -> dict[str, float]:
+        metrics = stage.objective.validate()
+        if observe:
+            observe(int(checkpoints.progress["step"]), metrics)
+        return metrics
+
+    fixed = fixed_shapes(stage.batches) if run.xla else None
+    outcome = fit(
+        Plan(
+            steps=stage.num_updates,
+            evaluate_every=config.evaluate_every or stage.updates_of_a_pass,
+            patience=config.patience,
+            updates_per_call=run.updates_per_call,
+            save_every=run.save_every,
+            stop_loss=config.stop_loss,
+            stop_grad_norm=config.stop_grad_norm,
+            stop_updates=config.stop_updates,
+        ),
+        rule=rule,
+        take_updates=compile_updates(rule, xla=run.xla),
+        batches_of=batches_of,
+        evaluate=evaluate,
+        score=stage.objective.score,
+        checkpoints=checkpoints,
+        log=log,
+        evaluating=stage.evaluating,
+        plateau=Plateau.from_expression(config.optimizer.schedule),
+        set_rate_multiplier=rule.optimizer_rule.optimizer.rate.multiplier.assign,
+    )
+    if outcome.reason != "interrupted":
+        if config.keep == "last":
+            with stage.evaluating():
+                checkpoints.save_best(outcome.step)
+        if stage.lora:
+            remove_lora(stage.lora)
+        checkpoints.restore_best()
+    return outcome
+
+
+def stage_folder(folder: Path, config: StageConfig) -> Path:
+    """Where the checkpoints of a stage are in the folder of its run."""
+    return folder / "checkpoints" / config.name
+
+
+def load_data(run: RunConfig, config: StageConfig) -> Any:
+    """The data of a stage. Pre-training takes texts wherever they are, without their labels."""
+    dataset = config.dataset or run.dataset
+    if config.objective in (SUPERVISED, DISTILLATION):
+        return load_dataset(dataset, run.task)
+    known = DATASETS.get(dataset.name)
+    return load_dataset(dataset, known.task if known else GENERATION)
+
+
+def moving_weights(config: StageConfig, model, loss, batch: dict) -> list:
+    """The variables of `model` that the stage moves: those it names and the loss depends on."""
+    chosen = [v for v in model.trainable_variables if re.search(config.trainable, v.path)]
+    weights = [v for v, is_used in zip(chosen, _are_used(chosen, model, loss, batch)) if is_used]
+    if not weights:
+        paths = ", ".join(v.path for v in model.trainable_variables)
+        raise ValueError(
+            f"{config.name}: trainable={config.trainable!r} leaves nothing to train. Variables of "
+            f"this network: {paths}."
+        )
+    if left := [v.path for v in chosen if not any(v is w for w in weights)]:
+        logger.info(f"{config.name}: the loss does not depend on {', '.join(left)}.")
+    return weights
+
+
+def _are_used(variables: list, model, loss, batch: dict) -> list[bool]:
+    """For each variable whether the loss of a batch depends on it, found on two rows of it."""
+    kept = [(v, v.numpy()) for v in model.non_trainable_variables]
+    with tf.GradientTape() as tape:
+        total = loss({name: tf.constant(value[:2]) for name, value in batch.items()})["loss_sum"]
+    gradients = tape.gradient(total, [v.value for v in variables])
+    for variable, value in kept:  # the seeds of dropout are as if nothing had been
+        variable.assign(value)
+    return [gradient is not None for gradient in gradients]
+
+
+def fixed_shapes(batches: Batches) -> dict[str, tuple[int, ...]]:
+    """One shape for each field of every batch, as a compiled update wants it."""
+    widest = (batches.batch_size, batches.longest)
+    return {
+        name: widest[: value.ndim]
+        for name, value in batches.at(0).items()
+        if name in ("tokens", "targets", "label", "weight")
+    }
+
+
+@contextmanager
+def merged(layers: list) -> Iterator[None]:
+    """Inside, low-rank changes are part of the kernels; afterwards all is as before."""
+    state = [v for layer in layers for v in layer.variables]
+    kept = [v.numpy() for v in state]
+    merge_lora(layers)
+    try:
+        yield
+    finally:
+        for variable, value in zip(state, kept, strict=True):
+            variable.assign(value)
+
+
+_APART = 7_919  # between the seeds of two stages
