@@ -297,10 +297,10 @@ class MixedBatches:
                 "Both sources of a mixture must give the same fields. "
                 f"Received: {', '.join(first.at(0))} and {', '.join(second.at(0))}"
             )
-        shares = tabulate(share, num_updates, "share")
+        shares = tabulate(share, num_updates, "mixture_share")
         if shares.min() < 0 or shares.max() > 1:
             raise ValueError(
-                f"share must stay from 0 to 1. Received: {share!r}, which goes from "
+                f"mixture_share must stay from 0 to 1. Received: {share!r}, which goes from "
                 f"{shares.min():g} to {shares.max():g}"
             )
         self.first, self.second, self.seed = first, second, seed

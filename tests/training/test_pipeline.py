@@ -293,6 +293,8 @@ def test_the_full_batch_has_every_text_once_in_every_pass():
     assert [len(batches.at(index)["label"]) for index in range(6)] == [256, 256, 88] * 2
     assert sorted(pass_of(batches, 0)) == sorted(pass_of(batches, 4)) == list(range(1, 601))
     assert classification(count=7, batch_size="full").num_batches == 1
+    lengths = [(batches.at(index)["tokens"] != 0).sum(axis=1) for index in range(3)]
+    assert (np.diff(np.concatenate(lengths)) >= 0).all()  # little padding
 
 
 def test_the_full_batch_has_every_target_once_and_is_the_same_for_every_seed():
@@ -517,7 +519,7 @@ def test_the_share_follows_its_schedule():
 
 def test_a_mixture_needs_fitting_parts():
     assert mixture().num_batches == 4 + 5
-    with pytest.raises(ValueError, match=r"share must stay from 0 to 1. .* from 0 to 2"):
+    with pytest.raises(ValueError, match=r"mixture_share must stay from 0 to 1. .* from 0 to 2"):
         mixture(share="linear(0, 2)")
     with pytest.raises(ValueError, match="Received: tokens, label and tokens, targets"):
         MixedBatches(classification(), language(), share="0.5", num_updates=4, seed=0)
