@@ -64,6 +64,9 @@ class Classifier:
         """Loss (nats) and accuracy on tokenised texts."""
         return _loss_and_accuracy(self._logits_of(rows), labels)
 
+    def figures_of(self, split: LabelledTexts) -> dict[str, float]:
+        return self.figures(encode(self.tokenizer, split.texts), split.labels)
+
     def logits(self, texts: Sequence[str]) -> np.ndarray:
         """float32 (B, K), the labels in the order of `label_names`."""
         return self._logits_of(encode(self.tokenizer, texts))

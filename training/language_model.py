@@ -62,9 +62,12 @@ class LanguageModel:
     def load(cls, config: RunConfig, folder: Path) -> LanguageModel:
         return cls(config, load_tokenizer(folder, config.tokenizer))
 
+    def figures_of(self, split: Sequence[str]) -> dict[str, float]:
+        return self.figures(self.encoded(split), sum(map(len, split)))
+
     def evaluate(self, split: Sequence[str], folder: Path) -> dict:
         """Loss (nats a token), perplexity, bits a character, and samples from fixed seeds."""
-        figures = self.figures(self.encoded(split), sum(map(len, split)))
+        figures = self.figures_of(split)
         openings = [_opening(document) for document in split[:: max(len(split) // 4, 1)][:4]]
         answers = [self.continue_text(opening, seed=i) for i, opening in enumerate(openings)]
         return figures | {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from training.progress import Interruption, Log
 from training.schedules import Plateau
 from training.strategies.rules import UpdateRule
 from training.strategies.rules import evaluating as evaluation_of
+
+logger = logging.getLogger(__name__)
 
 REPORT_EVERY = 50  # updates; between reports the numbers stay on the device
 
@@ -77,7 +80,11 @@ def fit(
     gradient is not finite: the checkpoints then hold the last good state.
     """
     step, progress = checkpoints.restore_last(), checkpoints.progress
+    if step:
+        logger.info(f"Going on from update {step} of {plan.steps}.")
     earlier, began, saved = progress["seconds"], time.monotonic(), time.monotonic()
+    is_fresh = step == 0 and progress["best_step"] < 0
+    log.begin(None if is_fresh else step, earlier)
     totals, watch = Totals(log.unit), UpdateToWeight(rule)
     in_evaluation = evaluating or functools.partial(evaluation_of, rule)
     if plateau:
@@ -111,7 +118,7 @@ def fit(
             progress["plateau"] = vars(plateau).copy()
 
     with Interruption() as interruption:
-        if step == 0 and progress["best_step"] < 0:  # not again after a kill in early updates
+        if is_fresh:  # not again after a kill in early updates
             evaluate_and_keep()  # where it starts from: the figure that training has to beat
             save()
             totals.restart()

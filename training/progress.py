@@ -13,23 +13,26 @@ from tqdm import tqdm
 
 
 class Log:
-    """Writes each report to the bar, to `metrics.jsonl` and to TensorBoard files."""
+    """Writes each report to the bar, to `metrics.jsonl` and to TensorBoard files.
 
-    def __init__(self, folder: Path, *, steps: int, start: int, unit: str, title: str):
-        """`start` updates are already done: later lines of an interrupted run are dropped."""
-        self.path = folder / "metrics.jsonl"
-        if self.path.exists():
-            kept = [
-                line
-                for line in self.path.read_text(encoding="utf-8").splitlines()
-                if (entry := _parsed(line)) and entry["step"] <= start
-            ]
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        self.unit, self.start, self.since = unit, start, time.monotonic()
+    One for each stage of a run; lines count the updates of all stages, `offset` of them before.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        steps: int,
+        unit: str,
+        title: str,
+        stage: str | None = None,
+        offset: int = 0,
+    ):
+        self.path, self.stage, self.offset = folder / "metrics.jsonl", stage, offset
+        self.unit, self.since = unit, time.monotonic()
         self.board = tf.summary.create_file_writer(str(folder / "tensorboard"))
         self.bar = tqdm(
             total=steps,
-            initial=start,
             desc=title,
             unit="update",
             file=sys.stderr,
@@ -38,12 +41,29 @@ class Log:
         )
         self.shown: dict[str, str] = {}
 
+    def begin(self, start: int | None, seconds: float) -> None:
+        """`start` updates are done, in `seconds`; lines of later ones are dropped (None: of all)."""
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if self._stands(_parsed(line), start)]
+            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self.since = time.monotonic() - seconds
+        self.bar.n = start or 0
+
+    def _stands(self, entry: dict | None, start: int | None) -> bool:
+        if entry is None or entry.get("stage") != self.stage:
+            return entry is not None and entry["step"] <= self.offset
+        return start is not None and entry["step"] <= self.offset + start
+
     def report(self, step: int, metrics: dict[str, float]) -> None:
         """One line: metrics by name, means over what was seen since the last report."""
-        entry = {"step": step, "seconds": round(time.monotonic() - self.since, 3)} | metrics
+        entry: dict = {"step": self.offset + step}
+        if self.stage is not None:
+            entry["stage"] = self.stage
+        entry |= {"seconds": round(time.monotonic() - self.since, 3)} | metrics
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-        with self.board.as_default(step=step):
+        with self.board.as_default(step=self.offset + step):
             for name, value in metrics.items():
                 tf.summary.scalar(name, value)
         for name in ("loss", "validation_loss", "validation_accuracy"):
@@ -57,6 +77,12 @@ class Log:
     def close(self) -> None:
         self.bar.close()
         self.board.close()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
 
 
 def _parsed(line: str) -> dict | None:

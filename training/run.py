@@ -6,85 +6,121 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
+
 from training.checkpoints import Checkpoints
 from training.classification import Classifier
 from training.config import CLASSIFICATION, RunConfig
 from training.datasets.catalogue import load_dataset
 from training.language_model import LanguageModel
-from training.loop import Outcome, fit
-from training.optimizers import build_optimizer
+from training.loop import Outcome
+from training.objectives import texts_of
 from training.progress import Log
 from training.runs import (
     CONFIG_FILE,
     LABELS_FILE,
     RESULTS_FILE,
+    STAGES_FILE,
     read_config,
     read_json,
     run_folder,
     write_json,
 )
-from training.strategies.single_step import single_step
+from training.stages import Observe, build_stage, fit_stage, load_data, stage_folder
+from training.strategies.replicas import Replicas
 
 logger = logging.getLogger(__name__)
 
 Learner = Classifier | LanguageModel
 
 
-def fit_run(config: RunConfig, runs: Path) -> tuple[Path, Outcome]:
+def fit_run(
+    config: RunConfig,
+    runs: Path,
+    *,
+    replicas: Replicas | None = None,
+    observe: Observe | None = None,
+) -> tuple[Path, Outcome]:
     """Trains `config` in its folder below `runs`, going on if it was begun, and evaluates it.
 
     Returns the folder and how training ended; `results.json` is written unless interrupted.
+    `observe` is told every evaluation of the last stage: (update, validation metrics).
     """
-    folder = run_folder(runs, config)
+    folder, replicas = run_folder(runs, config), replicas or Replicas()
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
     data: Any = load_dataset(config.dataset, config.task)  # the shape follows the task
     for note in data.notes:
         logger.info(note)
-    learner = _begin(config, folder, data)
-    learner.prepare(data)
-
-    steps = max(round(config.epochs * learner.batches.num_batches), 1)
-    optimizer = build_optimizer(config.optimizer, learner.model.trainable_variables, steps)
-    checkpoints = Checkpoints(folder / "checkpoints", learner.model, optimizer)
-    start = checkpoints.restore_last()
-    if start:
-        logger.info(f"Going on from update {start} of {steps} in {folder}.")
-    log = Log(folder, steps=steps, start=start, unit=learner.unit, title=config.name)
-    try:
-        outcome = fit(
-            steps=steps,
-            evaluate_every=config.evaluate_every or learner.batches.num_batches,
-            patience=config.patience,
-            train_step=single_step(
-                learner.model, optimizer, learner.loss, clip_norm=config.optimizer.clip_norm
-            ),
-            batch_at=learner.batches.at,
-            evaluate=learner.validate,
-            score=learner.score,
-            checkpoints=checkpoints,
-            log=log,
+    teacher = _teacher(config, runs)
+    with replicas.scope():
+        learner = _begin(config, folder, data)
+    done: list[dict] = read_json(folder / STAGES_FILE) if (folder / STAGES_FILE).is_file() else []
+    if done:  # go on from the weights that the last finished stage ended with
+        last = stage_folder(folder, config.stages[len(done) - 1])
+        Checkpoints(last, learner.model).restore_best()
+    outcome = None
+    for number in range(len(done), len(config.stages)):
+        with replicas.scope():
+            stage = build_stage(config, number, learner, teacher=teacher, replicas=replicas)
+        log = Log(
+            folder,
+            title=_title(config, number),
+            stage=stage.config.name,
+            offset=sum(earlier["steps"] for earlier in done),
+            steps=stage.num_updates,
+            unit=stage.objective.unit,
         )
-    finally:
-        log.close()
-    if outcome.reason != "interrupted":
-        checkpoints.restore_best()
-        results = {
-            "test": learner.evaluate(data.test, folder),
-            "validation": learner.validate(),
-            "best_step": outcome.best_step,
-            "steps": outcome.step,
-            "seconds": round(outcome.seconds, 1),
-            "ended": outcome.reason,
-        }
-        write_json(folder / RESULTS_FILE, results)
-    return folder, outcome
+        is_last = number == len(config.stages) - 1
+        with log:
+            outcome = fit_stage(config, stage, learner, folder, log, observe if is_last else None)
+        if outcome.reason == "interrupted":
+            return folder, outcome
+        done.append(stage.record(outcome))
+        write_json(folder / STAGES_FILE, done)
+    results = {
+        "test": learner.evaluate(data.test, folder),
+        "validation": learner.figures_of(data.validation),
+        "best_step": done[-1]["best_step"],
+        "steps": sum(stage["steps"] for stage in done),
+        "gradient_evaluations": sum(stage["gradient_evaluations"] for stage in done),
+        "seconds": round(sum(stage["seconds"] for stage in done), 1),
+        "ended": done[-1]["ended"],
+        "stages": done,
+    }
+    write_json(folder / RESULTS_FILE, results)
+    return folder, outcome or Outcome(results["ended"], results["steps"], results["best_step"], 0.0)
 
 
 def load_run(folder: Path) -> Learner:
     """The learner of a run with its best weights, ready to predict."""
     config = read_config(folder)
     learner = _load(config, folder)
-    Checkpoints(folder / "checkpoints", learner.model).restore_best()
+    Checkpoints(stage_folder(folder, config), learner.model).restore_best()
     return learner
+
+
+def _teacher(config: RunConfig, runs: Path):
+    """Texts to logits by the run that `config` learns from, fitted first if it is not yet."""
+    if config.teacher is None:
+        return None
+    from training.recipes import recipe
+
+    teacher = recipe(config.teacher)
+    folder = run_folder(runs, teacher)
+    if not (folder / RESULTS_FILE).is_file():
+        logger.info(f"{config.name} learns from {config.teacher}, which is trained first.")
+        _, outcome = fit_run(teacher, runs)
+        if outcome.reason == "interrupted":
+            raise KeyboardInterrupt
+    return load_run(folder).logits
+
+
+def _title(config: RunConfig, number: int) -> str:
+    stage = config.stages[number]
+    if len(config.stages) == 1:
+        return config.name
+    return f"{config.name} ({number + 1}/{len(config.stages)} {stage.name})"
 
 
 def _begin(config: RunConfig, folder: Path, data: Any) -> Learner:
@@ -92,11 +128,13 @@ def _begin(config: RunConfig, folder: Path, data: Any) -> Learner:
     if (folder / CONFIG_FILE).is_file():
         return _load(config, folder)
     folder.mkdir(parents=True, exist_ok=True)
+    # The vocabulary has to know the words of every stage.
+    texts = [text for stage in config.earlier for text in texts_of(load_data(config, stage), "train")]
     if config.task == CLASSIFICATION:
-        learner: Learner = Classifier.create(config, data)
+        learner: Learner = Classifier.create(config, data, texts)
         write_json(folder / LABELS_FILE, list(data.label_names))
     else:
-        learner = LanguageModel.create(config, data)
+        learner = LanguageModel.create(config, data, texts)
     learner.tokenizer.save(folder)
     write_json(folder / CONFIG_FILE, config.to_dict())  # last: with it the folder is a run
     return learner

@@ -1,7 +1,7 @@
 """The folder of a run: where it is, what is in it, how it is found again.
 
 `runs/<name>-<digest>/` holds `config.json`, the tokenizer, `labels.json`, `checkpoints/`,
-`metrics.jsonl`, `tensorboard/` and, once fitted, `results.json`. The digest follows from settings
+`metrics.jsonl`, `tensorboard/`, `stages.json` and, once fitted, `results.json`. The digest follows from settings
 and data, so the same command finds the same folder and goes on where it stopped.
 """
 
@@ -16,11 +16,14 @@ from training.config import RunConfig
 from training.datasets.catalogue import fingerprint
 
 CONFIG_FILE, LABELS_FILE, RESULTS_FILE = "config.json", "labels.json", "results.json"
+STAGES_FILE = "stages.json"  # of each finished stage, how it went
 
 
 def run_folder(runs: Path, config: RunConfig) -> Path:
     """Where the run of `config` lives; needs the data's files for their fingerprint."""
-    return runs / f"{config.name}-{config.digest(fingerprint(config.dataset))}"
+    used = [stage.dataset for stage in config.stages] + [stage.mixture for stage in config.stages]
+    prints = [fingerprint(dataset) for dataset in used if dataset]
+    return runs / f"{config.name}-{config.digest(' '.join(prints))}"
 
 
 def find_run(runs: Path, run: str) -> Path:

@@ -52,6 +52,20 @@ class Stage:
     def updates_of_a_pass(self) -> int:
         return max(self.batches.num_batches // self.rule.num_batches, 1)
 
+    def record(self, outcome: Outcome) -> dict:
+        """What is told of the stage when it is over."""
+        record = {
+            "stage": self.config.name,
+            "steps": outcome.step,
+            "best_step": outcome.best_step,
+            "gradient_evaluations": outcome.step * self.rule.num_evaluations,
+            "seconds": round(outcome.seconds, 1),
+            "ended": outcome.reason,
+        }
+        if self.privacy:
+            record |= {"epsilon": self.privacy(outcome.step), "delta": DELTA}
+        return record
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Inside, the network is what is evaluated and exported: averages in, LoRA merged."""

@@ -8,6 +8,7 @@ writes is then equal everywhere and may be written replica by replica.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import tensorflow as tf
@@ -21,6 +22,10 @@ class Replicas:
     def __init__(self, strategy: tf.distribute.Strategy | None = None):
         self.strategy = strategy
         self.num = strategy.num_replicas_in_sync if strategy else 1
+
+    def scope(self) -> AbstractContextManager:
+        """Where variables are made, so that every replica has them."""
+        return self.strategy.scope() if self.strategy else nullcontext()
 
     def share(self, batches: dict) -> dict:
         """Stacked batches, their rows dealt out to the replicas one by one."""
