@@ -1,4 +1,4 @@
-"""Multi-head self-attention with an optional key/value cache.
+"""Multi-head attention: over one's own text, with an optional key/value cache, and over another.
 
 Axes: B batch, T target steps, S source steps, N heads, H head size, D width.
 
@@ -30,8 +30,8 @@ class SelfAttention(keras.layers.Layer):
     def __init__(self, width: int, num_heads: int, **kwargs):
         super().__init__(**kwargs)
         self.width, self.num_heads, self.head_size = width, num_heads, width // num_heads
-        self.qkv = keras.layers.Dense(3 * width, use_bias=False)
-        self.output_projection = keras.layers.Dense(width, use_bias=False)
+        self.qkv = keras.layers.Dense(3 * width, use_bias=False, name="qkv")
+        self.output_projection = keras.layers.Dense(width, use_bias=False, name="output_projection")
 
     def build(self, shape):
         self.qkv.build(shape)
@@ -44,18 +44,60 @@ class SelfAttention(keras.layers.Layer):
         q, k = rotary(q, position), rotary(k, position)
         if cache is not None:
             k, v = cache = _write(cache, k, v, position)  # (B, N, S, H) each
-        scores = tf.matmul(q, k, transpose_b=True) * self.head_size**-0.5  # (B, N, T, S)
-        scores = tf.where(may_attend, tf.cast(scores, tf.float32), tf.float32.min)
-        weights = tf.cast(tf.nn.softmax(scores), v.dtype)  # softmax in float32 under any policy
-        y = tf.matmul(weights, v)  # (B, N, T, H)
-        y = tf.reshape(tf.transpose(y, [0, 2, 1, 3]), [B, T, self.width])
-        y = self.output_projection(y)
+        y = self.output_projection(_attend(q, k, v, may_attend))
         return y if cache is None else (y, cache)
 
 
-def empty_cache(batch_size, num_slots, num_layers: int, num_heads: int, head_size: int):
-    """One (keys, values) of zeros for each layer, float32 (B, N, S, H)."""
-    zeros = tf.zeros([batch_size, num_heads, num_slots, head_size])
+class CrossAttention(keras.layers.Layer):
+    """Attention of a target over a source text (Vaswani et al., 2017, sec. 3.2.3), unpositioned.
+
+    Where a source token stands is for the source's own encoder to say, as in T5 (Raffel et al.,
+    2020, sec. 2.1). Call: `x` float (B, T, D); `source` float (B, S, D), or what `keys_values` made
+    of it, so that decoding reads it once; `may_attend` bool broadcastable to (B, N, T, S). Returns
+    float (B, T, D).
+    """
+
+    def __init__(self, width: int, num_heads: int, **kwargs):
+        super().__init__(**kwargs)
+        self.width, self.num_heads, self.head_size = width, num_heads, width // num_heads
+        self.query = keras.layers.Dense(width, use_bias=False, name="query")
+        self.key_value = keras.layers.Dense(2 * width, use_bias=False, name="key_value")
+        self.output_projection = keras.layers.Dense(width, use_bias=False, name="output_projection")
+
+    def build(self, shape):
+        self.query.build(shape)
+        self.key_value.build(shape)
+        self.output_projection.build(shape)
+
+    def keys_values(self, source) -> Cache:
+        """`source` float (B, S, D) -> keys and values, each (B, N, S, H)."""
+        B, S = tf.shape(source)[0], tf.shape(source)[1]
+        kv = tf.reshape(self.key_value(source), [B, S, 2, self.num_heads, self.head_size])
+        k, v = tf.unstack(tf.transpose(kv, [2, 0, 3, 1, 4]))
+        return k, v
+
+    def call(self, x, source, may_attend):
+        k, v = source if isinstance(source, tuple) else self.keys_values(source)
+        B, T = tf.shape(x)[0], tf.shape(x)[1]
+        q = tf.reshape(self.query(x), [B, T, self.num_heads, self.head_size])
+        q = tf.transpose(q, [0, 2, 1, 3])  # (B, N, T, H)
+        return self.output_projection(_attend(q, k, v, may_attend))
+
+
+def _attend(q, k, v, may_attend):
+    """Scaled dot-product attention, eq. 1: (B, N, T, H) over (B, N, S, H) twice -> (B, T, D)."""
+    scores = tf.matmul(q, k, transpose_b=True) * q.shape[-1] ** -0.5  # (B, N, T, S)
+    scores = tf.where(may_attend, tf.cast(scores, tf.float32), tf.float32.min)
+    weights = tf.cast(tf.nn.softmax(scores), v.dtype)  # softmax in float32 under any policy
+    y = tf.transpose(tf.matmul(weights, v), [0, 2, 1, 3])  # (B, T, N, H)
+    return tf.reshape(y, [tf.shape(y)[0], tf.shape(y)[1], q.shape[1] * q.shape[-1]])
+
+
+def empty_cache(
+    batch_size, num_slots, num_layers: int, num_heads: int, head_size: int, dtype="float32"
+):
+    """One (keys, values) of zeros for each layer, `dtype` (B, N, S, H)."""
+    zeros = tf.zeros([batch_size, num_heads, num_slots, head_size], dtype)
     return [(zeros, zeros) for _ in range(num_layers)]
 
 

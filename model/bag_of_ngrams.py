@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from model.config import BagOfNgramsConfig
+from model.dropout import Dropout
 
 
 class BagOfNgrams(keras.Model):
@@ -21,13 +22,18 @@ class BagOfNgrams(keras.Model):
     """
 
     def __init__(self, config: BagOfNgramsConfig, vocabulary_size: int, num_labels: int):
-        super().__init__()
+        # Sums of weights gain nothing from half precision: float32 under any policy.
+        super().__init__(name=config.name, dtype="float32")
         self.config, self.vocabulary_size, self.num_labels = config, vocabulary_size, num_labels
         self.weight = keras.layers.Embedding(
-            vocabulary_size, num_labels, embeddings_initializer="zeros", name="embedding"
+            vocabulary_size,
+            num_labels,
+            embeddings_initializer="zeros",
+            dtype="float32",
+            name="embedding",
         )
         self.bias = self.add_weight(shape=(num_labels,), initializer="zeros", name="bias")
-        self.dropout = keras.layers.Dropout(config.ngram_dropout)
+        self.dropout = Dropout(config.ngram_dropout, dtype="float32", name="dropout")
 
     def call(self, tokens, training=False):
         is_ngram = tf.cast(tokens != 0, tf.float32)  # (B, T)

@@ -9,35 +9,64 @@ import keras
 
 from model.bag_of_ngrams import BagOfNgrams
 from model.config import ModelConfig
-from model.recurrent import BidirectionalLSTM
+from model.recurrent import BidirectionalLSTM, LSTMLanguageModel, ULMFiTLSTM
 from model.transformer import TransformerDecoder, TransformerEncoder
 
 # Each is called with (config, vocabulary_size, num_labels) and maps tokens (B, T) to (B, K).
 CLASSIFIERS: dict[str, Callable[..., keras.Model]] = {
     "bag_of_ngrams": BagOfNgrams,
     "bidirectional_lstm": BidirectionalLSTM,
+    "ulmfit_lstm": ULMFiTLSTM,
     "transformer_encoder": TransformerEncoder,
 }
 # Each is called with (config, vocabulary_size) and can prefill and decode.
 GENERATORS: dict[str, Callable[..., keras.Model]] = {
     "transformer_decoder": TransformerDecoder,
+    "lstm_language_model": LSTMLanguageModel,
 }
 
 
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
 def build_model(
-    config: ModelConfig, vocabulary_size: int, num_labels: int | None = None, *, seed: int
+    config: ModelConfig,
+    vocabulary_size: int,
+    num_labels: int | None = None,
+    *,
+    seed: int,
+    precision: str = "float32",
 ) -> keras.Model:
     """The network `config` names, its variables made; `seed` fixes weights and dropout."""
+
+    def make():
+        if config.name in CLASSIFIERS:
+            return CLASSIFIERS[config.name](config, vocabulary_size, num_labels)
+        return GENERATORS[config.name](config, vocabulary_size)
+
+    return construct(make, keras.ops.ones((1, 2), "int32"), seed=seed, precision=precision)
+
+
+def construct(
+    make: Callable[[], keras.Model], *inputs, seed: int, precision: str = "float32"
+) -> keras.Model:
+    """What `make` returns, called once on `inputs` so that its variables are made.
+
+    `seed` fixes weights and dropout. `precision` is the type of products and activations;
+    variables and logits are float32 in each (Micikevicius et al., 2018, sec. 3.1).
+    """
+    if precision not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
+        raise ValueError(f"precision must be one of {known}. Received: {precision!r}")
     # Keras draws the seeds of initial values and dropout from Python's generator. Its own
     # set_random_seed would also reset TensorFlow's, and with it every SentencePiece resource.
-    state = random.getstate()
+    state, policy = random.getstate(), keras.config.dtype_policy()
     random.seed(seed)
+    keras.config.set_dtype_policy(precision)
     try:
-        if config.name in CLASSIFIERS:
-            model = CLASSIFIERS[config.name](config, vocabulary_size, num_labels)
-        else:
-            model = GENERATORS[config.name](config, vocabulary_size)
-        model(keras.ops.ones((1, 2), "int32"))
+        model = make()
+        model(*inputs)
     finally:
+        keras.config.set_dtype_policy(policy)
         random.setstate(state)
     return model

@@ -22,6 +22,14 @@ def _rate(setting: str, value: float) -> None:
     require(0 <= value < 1, setting, "at least 0 and below 1", value)
 
 
+DROPOUT_KINDS = ("elementwise", "locked", "token", "layer")
+
+
+def _dropout(rate: float, kind: str, kinds: tuple[str, ...] = DROPOUT_KINDS) -> None:
+    _rate("model.dropout", rate)
+    require(kind in kinds, "model.dropout_kind", f"one of {', '.join(kinds)}", kind)
+
+
 def _positive(setting: str, value: int) -> None:
     require(value > 0, setting, "a whole number above 0", value)
 
@@ -125,12 +133,30 @@ class BidirectionalLSTMConfig:
     embedding_size: int = 128
     units: int = 96  # in each direction
     dropout: float = 0.4
+    dropout_kind: str = "elementwise"  # or locked: a feature at all steps; token: a whole step
     name: str = "bidirectional_lstm"
 
     def __post_init__(self) -> None:
         _positive("model.embedding_size", self.embedding_size)
         _positive("model.units", self.units)
-        _rate("model.dropout", self.dropout)
+        _dropout(self.dropout, self.dropout_kind, _UNBRANCHED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ULMFiTLSTMConfig:
+    """Left-to-right LSTMs that can learn as a language model first (Howard & Ruder, 2018)."""
+
+    kind: ClassVar[str] = signatures.CLASSIFIER
+    tokenizers: ClassVar[tuple[str, ...]] = ("word",)  # that it reads
+    embedding_size: int = 128  # and the units of the last layer, whose head is the embedding
+    units: int = 192  # of the layers before the last
+    num_layers: int = 2
+    dropout: float = 0.4
+    dropout_kind: str = "locked"
+    name: str = "ulmfit_lstm"
+
+    def __post_init__(self) -> None:
+        _check_lstm_stack(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +170,9 @@ class TransformerEncoderConfig:
     num_heads: int = 4
     inner_width: int = 256
     dropout: float = 0.3
+    dropout_kind: str = "elementwise"  # or locked, token, or layer: whole residual branches
+    recompute: bool = False  # activations again in the backward pass: less memory, more time
+    token_head: bool = False  # also predicts hidden tokens, for pre-training
     name: str = "transformer_encoder"
 
     def __post_init__(self) -> None:
@@ -161,6 +190,8 @@ class TransformerDecoderConfig:
     num_heads: int = 4
     inner_width: int = 512
     dropout: float = 0.1
+    dropout_kind: str = "elementwise"  # or locked, token, or layer: whole residual branches
+    recompute: bool = False  # activations again in the backward pass: less memory, more time
     context_length: int = 256  # tokens, prompt and answer together
     name: str = "transformer_decoder"
 
@@ -169,7 +200,102 @@ class TransformerDecoderConfig:
         require(self.context_length > 1, "model.context_length", "above 1", self.context_length)
 
 
-def _check_transformer(config: TransformerEncoderConfig | TransformerDecoderConfig) -> None:
+@dataclass(frozen=True, kw_only=True)
+class LSTMLanguageModelConfig:
+    """Left-to-right LSTMs with a tied output head; its state can be carried from text to text."""
+
+    kind: ClassVar[str] = signatures.GENERATOR
+    tokenizers: ClassVar[tuple[str, ...]] = ("sentencepiece",)  # that it reads
+    embedding_size: int = 128  # and the units of the last layer, whose head is the embedding
+    units: int = 256  # of the layers before the last
+    num_layers: int = 2
+    dropout: float = 0.2
+    dropout_kind: str = "locked"
+    context_length: int = 256  # tokens, prompt and answer together
+    name: str = "lstm_language_model"
+
+    def __post_init__(self) -> None:
+        _check_lstm_stack(self)
+        require(self.context_length > 1, "model.context_length", "above 1", self.context_length)
+
+
+# First steps: networks of the learners' programs, which no recipe names ---------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearRegressionConfig:
+    """One weight and one bias."""
+
+    name: str = "linear_regression"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseClassifierConfig:
+    """One hidden layer of rectified units over a vector of features."""
+
+    units: int = 32
+    name: str = "dense_classifier"
+
+    def __post_init__(self) -> None:
+        _positive("model.units", self.units)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSTMTaggerConfig:
+    """Embedding and one LSTM, a label for every token."""
+
+    embedding_size: int = 32
+    units: int = 32
+    name: str = "lstm_tagger"
+
+    def __post_init__(self) -> None:
+        _positive("model.embedding_size", self.embedding_size)
+        _positive("model.units", self.units)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSTMClassifierConfig:
+    """Embedding and one LSTM, a label from its last state."""
+
+    embedding_size: int = 32
+    units: int = 32
+    name: str = "lstm_classifier"
+
+    def __post_init__(self) -> None:
+        _positive("model.embedding_size", self.embedding_size)
+        _positive("model.units", self.units)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seq2SeqTransformerConfig:
+    """Pre-norm encoder-decoder Transformer with one vocabulary for both texts."""
+
+    num_layers: int = 2  # of the encoder, and of the decoder
+    width: int = 64
+    num_heads: int = 4
+    inner_width: int = 128
+    dropout: float = 0.1
+    dropout_kind: str = "elementwise"  # or locked, token, or layer: whole residual branches
+    recompute: bool = False  # activations again in the backward pass: less memory, more time
+    name: str = "seq2seq_transformer"
+
+    def __post_init__(self) -> None:
+        _check_transformer(self)
+
+
+_UNBRANCHED = tuple(kind for kind in DROPOUT_KINDS if kind != "layer")  # no branch to leave out
+
+
+def _check_lstm_stack(config: ULMFiTLSTMConfig | LSTMLanguageModelConfig) -> None:
+    _positive("model.embedding_size", config.embedding_size)
+    _positive("model.units", config.units)
+    _positive("model.num_layers", config.num_layers)
+    _dropout(config.dropout, config.dropout_kind, _UNBRANCHED)
+
+
+def _check_transformer(
+    config: TransformerEncoderConfig | TransformerDecoderConfig | Seq2SeqTransformerConfig,
+) -> None:
     _positive("model.num_layers", config.num_layers)
     _positive("model.inner_width", config.inner_width)
     _positive("model.num_heads", config.num_heads)
@@ -180,14 +306,16 @@ def _check_transformer(config: TransformerEncoderConfig | TransformerDecoderConf
         "pairs",
         config.width,
     )
-    _rate("model.dropout", config.dropout)
+    _dropout(config.dropout, config.dropout_kind)
 
 
 ModelConfig = (
     BagOfNgramsConfig
     | BidirectionalLSTMConfig
+    | ULMFiTLSTMConfig
     | TransformerEncoderConfig
     | TransformerDecoderConfig
+    | LSTMLanguageModelConfig
 )
 
 # The tables that names in a recipe, an override or a config.json are looked up in.
@@ -199,6 +327,8 @@ TOKENIZER_CONFIGS: dict[str, type] = {
 MODEL_CONFIGS: dict[str, type] = {
     "bag_of_ngrams": BagOfNgramsConfig,
     "bidirectional_lstm": BidirectionalLSTMConfig,
+    "ulmfit_lstm": ULMFiTLSTMConfig,
     "transformer_encoder": TransformerEncoderConfig,
     "transformer_decoder": TransformerDecoderConfig,
+    "lstm_language_model": LSTMLanguageModelConfig,
 }

@@ -4,16 +4,16 @@ Axes: B batch, S cache slots. Everything is graph ops, so the same function gene
 inside an export, and in stock TensorFlow Serving.
 """
 
+import keras
 import tensorflow as tf
 
 from model import signatures
 from model.samplers import sample, uniforms
 from model.tokenizers import BEGIN, END, PADDING, SentencePieceTokenizer
-from model.transformer import TransformerDecoder
 
 
 def generate(
-    model: TransformerDecoder,
+    model: keras.Model,
     tokenizer: SentencePieceTokenizer,
     prompt: tf.Tensor,
     max_tokens: tf.Tensor,
@@ -23,6 +23,9 @@ def generate(
     seed: tf.Tensor,
 ) -> dict[str, tf.Tensor]:
     """Continues each prompt; inputs and outputs as `model/signatures.py` says, all (B,).
+
+    `model` is a network of `model.catalogue.GENERATORS`: `prefill`, `decode` and a configuration
+    with a `context_length` are what is asked of it.
 
     A row stops at the end-of-text token, after its `max_tokens`, or when the context is full. Of
     a prompt that is too long the last tokens are read, so many that the answer has room: its

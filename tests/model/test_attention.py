@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model.attention import SelfAttention, empty_cache
+from model.attention import CrossAttention, SelfAttention, empty_cache
 from model.positions import rotary
 
 STEPS = np.arange(6, dtype=np.int32)[None]  # (1, T)
@@ -139,3 +139,31 @@ def test_a_later_write_covers_what_stood_in_the_slot(layer):
     _, again = layer(x, position, causal(3), used)
     for a, b in zip(clean, again, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+# Attention to another text ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cross():
+    layer = CrossAttention(width=8, num_heads=2)
+    layer.build((None, None, 8))
+    return layer
+
+
+def test_cross_attention_equals_the_formula(cross):
+    x, source = normal(2, 3, 8), normal(2, 5, 8, seed=1)
+    may_attend = np.arange(5)[None, None, None, :] < np.array([5, 2])[:, None, None, None]
+    q = x @ cross.query.kernel.numpy()
+    k, v = np.split(source @ cross.key_value.kernel.numpy(), 2, axis=-1)
+    heads = []
+    for head in (slice(0, 4), slice(4, 8)):
+        scores = np.einsum("bth,bsh->bts", q[..., head], k[..., head]) / np.sqrt(4)
+        weights = np.exp(scores) * may_attend[:, 0]
+        weights /= weights.sum(-1, keepdims=True)
+        heads.append(weights @ v[..., head])
+    expected = np.concatenate(heads, -1) @ cross.output_projection.kernel.numpy()
+    np.testing.assert_allclose(cross(x, source, may_attend), expected, atol=1e-5)
+    read_once = cross.keys_values(source)
+    assert [part.shape for part in read_once] == [(2, 2, 5, 4)] * 2
+    np.testing.assert_array_equal(cross(x, read_once, may_attend), cross(x, source, may_attend))

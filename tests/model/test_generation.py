@@ -1,11 +1,16 @@
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from model.catalogue import build_model
-from model.config import SentencePieceTokenizerConfig, TransformerDecoderConfig
+from model.config import (
+    LSTMLanguageModelConfig,
+    SentencePieceTokenizerConfig,
+    TransformerDecoderConfig,
+)
 from model.generation import generate
 from model.signatures import FINISH_REASON, GENERATOR_OUTPUTS, NUM_TOKENS, TEXT
 from model.tokenizers import BEGIN, END, PADDING, UNKNOWN, train_tokenizer
@@ -181,6 +186,39 @@ def test_inputs_of_another_size_than_the_prompts_are_refused(model, tokenizer, n
 
 def test_an_empty_batch_gives_empty_answers(run):
     assert run([]) == []
+
+
+# A state in place of a cache ----------------------------------------------------------------------
+
+
+def test_a_recurrent_network_writes_what_its_plain_call_would_say(tokenizer, tmp_path):
+    """In the process, and from an export that knows only TensorFlow's ops."""
+    config = LSTMLanguageModelConfig(embedding_size=16, units=12, context_length=CONTEXT)
+    model = build_model(config, tokenizer.vocabulary_size, seed=0)
+    rng = np.random.default_rng(0)
+    for variable in model.trainable_variables:
+        variable.assign(variable.numpy() + rng.normal(scale=0.8, size=variable.shape))
+    logits_of = tf.function(model, input_signature=[tf.TensorSpec([None, None], tf.int32)])
+    answers = caller(graph_of(model, tokenizer))(PROMPTS, max_tokens=6)
+    assert len({text for text, *_ in answers}) > 2
+    for prompt, (text, num_tokens, reason) in zip(PROMPTS, answers, strict=True):
+        tokens, expected_reason = greedy_by_hand(logits_of, tokenizer, prompt, 6)
+        assert (text, num_tokens) == (text_of(tokenizer, tokens), len(tokens)), prompt
+        assert reason == expected_reason
+
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.track(tokenizer)
+    signature = [tf.TensorSpec([None], dtype, name) for name, (_, dtype) in INPUTS.items()]
+    archive.add_endpoint("write", lambda *x: generate(model, tokenizer, *x), signature)
+    archive.write_out(str(tmp_path / "export"), verbose=False)
+    loaded = tf.saved_model.load(tmp_path / "export")
+
+    def exported(*inputs):
+        answer = loaded.write(*inputs)  # sorted by name
+        return {name: answer[name] for name in GENERATOR_OUTPUTS}
+
+    assert caller(exported)(PROMPTS, max_tokens=6) == answers
 
 
 # Scripted: a stand-in for the network whose next token follows from the last one only -----------

@@ -7,10 +7,17 @@ from model.config import (
     TOKENIZER_CONFIGS,
     BagOfNgramsConfig,
     BidirectionalLSTMConfig,
+    DenseClassifierConfig,
+    LinearRegressionConfig,
+    LSTMClassifierConfig,
+    LSTMLanguageModelConfig,
+    LSTMTaggerConfig,
     NgramTokenizerConfig,
     SentencePieceTokenizerConfig,
+    Seq2SeqTransformerConfig,
     TransformerDecoderConfig,
     TransformerEncoderConfig,
+    ULMFiTLSTMConfig,
     WordTokenizerConfig,
 )
 
@@ -22,7 +29,18 @@ TRANSFORMER = {
     "num_heads": (0, -2),
     "width": (0, -8, 30, 20),  # 4 heads and pairs of channels: multiples of 8
     "dropout": RATES,
+    "dropout_kind": ("columns", "", None),
+    "recompute": (),  # true or false
 }
+UNBRANCHED = ("columns", "layer", None)
+LSTM_STACK = {
+    "embedding_size": (0,),
+    "units": (0, -1),
+    "num_layers": (0, -1),
+    "dropout": RATES,
+    "dropout_kind": UNBRANCHED,
+}
+ONE_LSTM = {"embedding_size": (0, -1), "units": (0,)}
 # Every setting that can be wrong, with values that are.
 WRONG = {
     WordTokenizerConfig: {"vocabulary_size": (2, 0), "min_count": (0,), "max_tokens": (0, -1)},
@@ -39,13 +57,27 @@ WRONG = {
         "scale": (0, -4.0, NAN),
         "ngram_dropout": RATES,
     },
-    BidirectionalLSTMConfig: {"embedding_size": (0,), "units": (0, -1), "dropout": RATES},
-    TransformerEncoderConfig: TRANSFORMER,
+    BidirectionalLSTMConfig: {
+        "embedding_size": (0,),
+        "units": (0, -1),
+        "dropout": RATES,
+        "dropout_kind": UNBRANCHED,
+    },
+    ULMFiTLSTMConfig: LSTM_STACK,
+    TransformerEncoderConfig: TRANSFORMER | {"token_head": ()},
     TransformerDecoderConfig: TRANSFORMER | {"context_length": (1, 0, -3)},
+    LSTMLanguageModelConfig: LSTM_STACK | {"context_length": (1, 0, -3)},
+    LinearRegressionConfig: {},
+    DenseClassifierConfig: {"units": (0, -1)},
+    LSTMTaggerConfig: ONE_LSTM,
+    LSTMClassifierConfig: ONE_LSTM,
+    Seq2SeqTransformerConfig: TRANSFORMER,
 }
-SECTIONS = dict.fromkeys(TOKENIZER_CONFIGS.values(), "tokenizer") | dict.fromkeys(
-    MODEL_CONFIGS.values(), "model"
-)
+SECTIONS = dict.fromkeys(WRONG, "model") | dict.fromkeys(TOKENIZER_CONFIGS.values(), "tokenizer")
+
+
+def test_every_configuration_of_the_tables_is_tried_here():
+    assert {*TOKENIZER_CONFIGS.values(), *MODEL_CONFIGS.values()} <= set(WRONG)
 
 
 @pytest.mark.parametrize("config", SECTIONS, ids=lambda config: config.__name__)

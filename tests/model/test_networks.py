@@ -12,8 +12,10 @@ from model.config import (
     MODEL_CONFIGS,
     BagOfNgramsConfig,
     BidirectionalLSTMConfig,
+    LSTMLanguageModelConfig,
     TransformerDecoderConfig,
     TransformerEncoderConfig,
+    ULMFiTLSTMConfig,
 )
 from model.signatures import CLASSIFIER, GENERATOR
 
@@ -21,19 +23,22 @@ VOCABULARY, LABELS = 30, 3
 SMALL = {
     "bag_of_ngrams": BagOfNgramsConfig(ngram_dropout=0.3, scale=4.0),
     "bidirectional_lstm": BidirectionalLSTMConfig(embedding_size=8, units=6),
+    "ulmfit_lstm": ULMFiTLSTMConfig(embedding_size=8, units=6),
     "transformer_encoder": TransformerEncoderConfig(width=16, num_heads=2, inner_width=24),
     "transformer_decoder": TransformerDecoderConfig(
         num_layers=2, width=16, num_heads=2, inner_width=24, context_length=16
     ),
+    "lstm_language_model": LSTMLanguageModelConfig(embedding_size=8, units=6, context_length=16),
 }
 # Distinct ids in a row, as n-grams are; rows of four lengths.
 ROWS = [[3, 7, 9, 4, 12, 2], [5], [11, 2, 8], [29, 1, 6, 7]]
 
 
-def build(name, seed=0):
+def build(name, seed=0, **options):
     """A small network; one that has no small configuration here is tested as it comes."""
     config = SMALL.get(name) or MODEL_CONFIGS[name]()
-    return build_model(config, VOCABULARY, None if name in GENERATORS else LABELS, seed=seed)
+    labels = None if name in GENERATORS else LABELS
+    return build_model(config, VOCABULARY, labels, seed=seed, **options)
 
 
 def with_random_weights(model):
@@ -112,6 +117,48 @@ class TestEveryNetwork:
         before = len(model.variables)
         model(padded(ROWS), training=True)
         assert len(model.variables) == before > 0
+
+
+HALF = {"mixed_bfloat16": 0.06, "mixed_float16": 0.01}  # of the largest logit
+
+
+@pytest.mark.parametrize("precision", HALF)
+@pytest.mark.parametrize("name", CLASSIFIERS | GENERATORS)
+class TestEveryNetworkInHalfPrecision:
+    def test_it_is_close_to_float32(self, name, precision, networks):
+        half, tokens = with_random_weights(build(name, precision=precision)), padded(ROWS)
+        for ours, theirs in zip(half.variables, networks[name].variables, strict=True):
+            assert ours.dtype == theirs.dtype
+        logits, expected = half(tokens), networks[name](tokens).numpy()
+        assert logits.dtype == tf.float32
+        is_token = (tokens != 0) if name in GENERATORS else slice(None)
+        difference = np.abs(logits.numpy() - expected)[is_token].max()
+        assert difference < HALF[precision] * np.abs(expected[is_token]).max()
+        assert difference > 0 or name == "bag_of_ngrams"  # which has nothing to gain from it
+
+    def test_training_and_gradients_are_finite_and_float32(self, name, precision):
+        model, tokens = with_random_weights(build(name, precision=precision)), padded(ROWS)
+        values = [variable.value for variable in model.trainable_variables]
+        with tf.GradientTape() as tape:
+            logits = model(tokens, training=True)
+            total = tf.reduce_sum(tf.sin(logits))
+        assert logits.dtype == tf.float32
+        for value, gradient in zip(values, tape.gradient(total, values), strict=True):
+            gradient = tf.convert_to_tensor(gradient)
+            assert gradient.dtype == tf.float32 and np.isfinite(gradient).all(), value.name
+
+    def test_an_empty_text_stays_finite(self, name, precision):
+        model = build(name, precision=precision)
+        assert np.isfinite(model(padded([ROWS[0], []]))).all()
+
+    def test_the_process_keeps_its_policy(self, name, precision):
+        build(name, precision=precision)
+        assert keras.config.dtype_policy().name == "float32"
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="precision must be one of float32, .*'bfloat16'"):
+        build("bag_of_ngrams", precision="bfloat16")
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -193,6 +240,18 @@ class TestEveryGenerator:
             token = np.array([rows[b][lengths[b] + step] for b in B], np.int32)
             logits, cache = model.decode(token, tf.constant(lengths + step), cache)
             np.testing.assert_allclose(logits, whole[B, lengths + step], atol=1e-4)
+
+    @pytest.mark.parametrize("precision", HALF)
+    def test_prefill_and_decode_run_in_half_precision(self, name, precision):
+        model = with_random_weights(build(name, precision=precision))
+        whole = model(padded(ROWS)).numpy()
+        logits, cache = model.prefill(padded(ROWS)[:, :1], np.ones(4, np.int32), 6)
+        second = padded(ROWS)[:, 1]
+        after, _ = model.decode(second, tf.constant([1] * 4), cache)
+        assert logits.dtype == after.dtype == tf.float32
+        bound = HALF[precision] * np.abs(whole).max()
+        np.testing.assert_allclose(logits, whole[:, 0], atol=bound)
+        np.testing.assert_allclose(after.numpy()[second != 0], whole[second != 0, 1], atol=bound)
 
 
 # Bag of n-grams -----------------------------------------------------------------------------------
