@@ -19,7 +19,7 @@ from typing import Any
 from model import signatures
 from model.config import MODEL_CONFIGS, TOKENIZER_CONFIGS, require
 from model.runtime import import_tensorflow
-from training.config import CLASSIFICATION, OPTIMIZER_NAMES, RunConfig, override
+from training.config import CLASSIFICATION, RunConfig, override
 from training.datasets import DATASETS, load_dataset, read_documents, read_labelled, read_texts
 from training.datasets.config import USER_FILE, DatasetConfig
 from training.recipes import RECIPES, recipe

@@ -1,4 +1,4 @@
-"""The numbers that say why a run goes as it goes: gathered over updates, worked out for a report."""
+"""Why a run goes as it goes: numbers gathered over updates and worked out for a report."""
 
 from __future__ import annotations
 

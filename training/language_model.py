@@ -52,9 +52,7 @@ class LanguageModel:
         )
 
     @classmethod
-    def create(
-        cls, config: RunConfig, data: TextData, texts: Sequence[str] = ()
-    ) -> LanguageModel:
+    def create(cls, config: RunConfig, data: TextData, texts: Sequence[str] = ()) -> LanguageModel:
         """Untrained, with a vocabulary from the training split and from more `texts`."""
         return cls(config, train_tokenizer([*data.train, *texts], config.tokenizer))
 

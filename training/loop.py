@@ -76,8 +76,9 @@ def fit(
     `take_updates` takes them and returns what each update said. `evaluate` returns the validation
     metrics ("loss" among them), `score` the number of them that is to grow; of equal scores the
     lower loss is better. Within `evaluating()`, where both are called and the best is kept, the
-    weights are those to be evaluated and exported (by default what the rule says). Ctrl-C saves and returns. Raises FloatingPointError when the loss or the
-    gradient is not finite: the checkpoints then hold the last good state.
+    weights are those to be evaluated and exported (by default what the rule says). Ctrl-C saves
+    and returns. Raises FloatingPointError when the loss or the gradient is not finite: the
+    checkpoints then hold the last good state.
     """
     step, progress = checkpoints.restore_last(), checkpoints.progress
     if step:
@@ -108,7 +109,7 @@ def fit(
             log.report(step, {f"validation_{name}": value for name, value in metrics.items()})
             new = (score(metrics), -metrics["loss"])
             if new > (progress["best_score"], -progress["best_loss"]):
-                progress |= {"best_score": new[0], "best_loss": metrics["loss"], "best_step": step}
+                progress.update(best_score=new[0], best_loss=metrics["loss"], best_step=step)
                 progress["num_stale"] = 0
                 checkpoints.save_best(step)
             else:

@@ -117,7 +117,9 @@ class Classification:
 class Distillation(Classification):
     """The label of a text and, softened, all that a teacher thinks of it."""
 
-    def __init__(self, learner, data: ClassificationData, *, stage: StageConfig, seed: int, teacher):
+    def __init__(
+        self, learner, data: ClassificationData, *, stage: StageConfig, seed: int, teacher
+    ):
         super().__init__(learner, data, stage=stage, seed=seed)
         self.teacher_logits = teacher(data.train.texts).astype(np.float32)
         self.loss = TaskLoss(

@@ -76,6 +76,9 @@ def fit_run(
             outcome = fit_stage(config, stage, learner, folder, log, observe if is_last else None)
         if outcome.reason == "interrupted":
             return folder, outcome
+        if stage.lora:  # a network without the low-rank parts, into which they are merged
+            learner = _load(config, folder)
+        Checkpoints(stage_folder(folder, stage.config), learner.model).restore_best()
         done.append(stage.record(outcome))
         write_json(folder / STAGES_FILE, done)
     results = {
@@ -129,7 +132,9 @@ def _begin(config: RunConfig, folder: Path, data: Any) -> Learner:
         return _load(config, folder)
     folder.mkdir(parents=True, exist_ok=True)
     # The vocabulary has to know the words of every stage.
-    texts = [text for stage in config.earlier for text in texts_of(load_data(config, stage), "train")]
+    texts = [
+        text for stage in config.earlier for text in texts_of(load_data(config, stage), "train")
+    ]
     if config.task == CLASSIFICATION:
         learner: Learner = Classifier.create(config, data, texts)
         write_json(folder / LABELS_FILE, list(data.label_names))

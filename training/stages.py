@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from model.dropout import dropout_rates
-from model.lora import add_lora, merge_lora, remove_lora
+from model.lora import add_lora, merge_lora
 from training.checkpoints import Checkpoints
 from training.config import DISTILLATION, FULL_BATCH, GENERATION, SUPERVISED, RunConfig, StageConfig
 from training.datasets.catalogue import DATASETS, load_dataset
@@ -25,13 +24,15 @@ from training.progress import Log
 from training.schedules import Plateau, tabulate
 from training.stacking import stack
 from training.strategies.build import build_rule
-from training.strategies.catalogue import batches_per_update, resolve, with_full_batches
+from training.strategies.catalogue import Link, batches_per_update, resolve, with_full_batches
 from training.strategies.compiled import compile_updates
 from training.strategies.replicas import Replicas
 from training.strategies.rules import UpdateRule, evaluating
 from training.strategies.scheduled import Scheduled
 
 logger = logging.getLogger(__name__)
+
+DELTA = 1e-5  # of differential privacy: the chance that its promise fails
 
 Observe = Callable[[int, dict[str, float]], None]
 
@@ -46,6 +47,7 @@ class Stage:
     rule: UpdateRule
     num_updates: int
     plain: list  # the variables that remain when the stage is over
+    privacy: Callable[[int], float] | None  # updates -> epsilon at DELTA
     lora: list  # layers with low-rank changes
 
     @property
@@ -131,13 +133,14 @@ def build_stage(
         num_updates=num_updates,
         plain=plain,
         lora=lora,
+        privacy=_privacy(chain, batches),
     )
 
 
 def fit_stage(
     run: RunConfig, stage: Stage, learner, folder: Path, log: Log, observe: Observe | None = None
 ) -> Outcome:
-    """Trains `stage`, from its checkpoint if it has one; the network ends with what it keeps.
+    """Trains `stage`, from its checkpoint if it has one; what it ends with is its best checkpoint.
 
     `observe` is told every evaluation: (update, metrics).
     """
@@ -184,14 +187,21 @@ def fit_stage(
         plateau=Plateau.from_expression(config.optimizer.schedule),
         set_rate_multiplier=rule.optimizer_rule.optimizer.rate.multiplier.assign,
     )
-    if outcome.reason != "interrupted":
-        if config.keep == "last":
-            with stage.evaluating():
-                checkpoints.save_best(outcome.step)
-        if stage.lora:
-            remove_lora(stage.lora)
-        checkpoints.restore_best()
+    if outcome.reason != "interrupted" and config.keep == "last":
+        with stage.evaluating():
+            checkpoints.save_best(outcome.step)
     return outcome
+
+
+def _privacy(chain: list[Link], batches: Batches) -> Callable[[int], float] | None:
+    """What a run with dp_sgd has given away after so many updates."""
+    for link in chain:
+        if link.name == "dp_sgd":
+            from training.strategies.privacy import epsilon
+
+            rate = batches.plan.probability
+            return lambda updates: epsilon(link.numbers["noise"], rate, updates, DELTA)
+    return None
 
 
 def stage_folder(folder: Path, config: StageConfig) -> Path:
