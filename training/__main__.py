@@ -111,6 +111,14 @@ def parser() -> argparse.ArgumentParser:
     export = command("export", "write a run's best weights as the next version to serve")
     export.add_argument("run", help="a run's folder, or its name for the newest one")
 
+    verify = command(
+        "verify-resume", "prove that a killed run ends like one left alone, bit by bit"
+    )
+    verify.add_argument("recipe", help="a name that `list` shows; it is shortened to seconds")
+    verify.add_argument("--kills", type=int, default=3, help="at random moments (3)")
+    verify.add_argument("--seed", type=int, default=0, help="of those moments (0)")
+    _add_settings(verify)
+
     command("list", "recipes, models, tokenizers, data sets and optimizers")
     return top
 
@@ -126,7 +134,7 @@ _NO_CHANGES: dict[str, object] = {
 }
 
 
-def _add_changes(sub: argparse.ArgumentParser) -> None:
+def _add_settings(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--set",
         action="append",
@@ -134,6 +142,10 @@ def _add_changes(sub: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="change a setting, e.g. optimizer.peak_learning_rate=1e-3 (repeatable)",
     )
+
+
+def _add_changes(sub: argparse.ArgumentParser) -> None:
+    _add_settings(sub)
     sub.add_argument("--data", help="your own file: CSV, TSV, JSONL, Parquet; .txt for generation")
     sub.add_argument("--text-column", help="of your file; found by its name if left out")
     sub.add_argument("--label-column", help="of your file; found by its name if left out")

@@ -1,4 +1,4 @@
-"""What each command of `python -m training` does. Only this file prints.
+"""What each command of `python -m training` does. Only this file and `verify.py` print.
 
 TensorFlow is imported inside the functions that compute: listing and reusing need none.
 """
@@ -32,6 +32,7 @@ from training.runs import (
     run_folder,
     write_json,
 )
+from training.verify import verify_resume
 
 INTERRUPTED = 130
 
@@ -181,6 +182,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "predict": predict,
     "export": export,
     "list": show_list,
+    "verify-resume": verify_resume,
 }
 
 

@@ -4,12 +4,11 @@ import json
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 from programs import running
 
 from training.__main__ import main
-from training.runs import read_json
+from training.verify import differences
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +42,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path, caplog):
     caplog.clear()
     assert finish(tmp_path / "b", LSTM) == folder
     assert update_it_went_on_from(caplog.text) >= 40
-    assert_equal_runs(folder, uninterrupted)
+    assert differences(folder, uninterrupted) == []
     # A kill loses lines of the log no more than weights.
     assert figures(folder) == figures(uninterrupted)
 
@@ -61,12 +60,12 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path, caplog):
     stopped = int(last.removeprefix("Stopped at update ").split(",")[0])
     expected = f"Stopped at update {stopped}, saved in {folder}. The same command goes on."
     assert last == expected and stopped >= 20
-    assert (folder / "checkpoints" / "last" / f"ckpt-{stopped}.index").exists()
+    assert (folder / "checkpoints" / "last" / f"ckpt-{stopped}.npz").exists()
 
     caplog.clear()
     finish(tmp_path / "b", STORIES)
     assert update_it_went_on_from(caplog.text) == stopped
-    assert_equal_runs(folder, uninterrupted)
+    assert differences(folder, uninterrupted) == []
 
 
 def finish(runs: Path, command: list[str]) -> Path:
@@ -100,28 +99,3 @@ def figures(folder: Path) -> list[dict]:
 
 def update_it_went_on_from(text: str) -> int:
     return int(text.partition("Going on from update ")[2].split()[0])
-
-
-def assert_equal_runs(folder: Path, other: Path) -> None:
-    """Every weight and slot of the last and the best state, and the results, to the last bit."""
-    for which in ("last", "best"):
-        states = [variables(path / "checkpoints" / which) for path in (folder, other)]
-        assert states[0].keys() == states[1].keys()
-        for name, value in states[0].items():
-            np.testing.assert_array_equal(value, states[1][name], err_msg=f"{which}: {name}")
-    results = [read_json(path / "results.json") | {"seconds": None} for path in (folder, other)]
-    assert results[0] == results[1]
-
-
-def variables(folder: Path) -> dict[str, np.ndarray]:
-    """Of the newest checkpoint in `folder`, without what counts seconds or saves."""
-    import tensorflow as tf
-
-    reader = tf.train.load_checkpoint(str(folder))
-    found = {
-        name: reader.get_tensor(name)
-        for name in reader.get_variable_to_shape_map()
-        if not name.startswith(("progress/seconds", "save_counter", "_CHECKPOINTABLE"))
-    }
-    assert len(found) > 5
-    return found
