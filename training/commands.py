@@ -19,7 +19,7 @@ from typing import Any
 from model import signatures
 from model.config import MODEL_CONFIGS, TOKENIZER_CONFIGS, require
 from model.runtime import import_tensorflow
-from training.config import CLASSIFICATION, RunConfig, override
+from training.config import CLASSIFICATION, OBJECTIVES, RunConfig, override
 from training.datasets import DATASETS, load_dataset, read_documents, read_labelled, read_texts
 from training.datasets.config import USER_FILE, DatasetConfig
 from training.recipes import RECIPES, recipe
@@ -32,6 +32,8 @@ from training.runs import (
     run_folder,
     write_json,
 )
+from training.schedules import SCHEDULES
+from training.strategies.catalogue import OPTIMIZERS, STRATEGIES
 from training.verify import verify_resume
 
 INTERRUPTED = 130
@@ -156,7 +158,19 @@ def show_list(options: argparse.Namespace) -> int:
             n: first_line(c) for n, c in TOKENIZER_CONFIGS.items()
         },
         "Data sets (--set dataset.name=NAME)": {n: d.description for n, d in DATASETS.items()},
-        "Optimizers (--set optimizer.name=NAME)": OPTIMIZER_NAMES,
+        "Optimizers (--set strategy=NAME)": {n: p.summary for n, p in OPTIMIZERS.items()},
+        "Strategies (--set strategy='NAME(adamw)', nested as you like)": {
+            n: p.summary for n, p in STRATEGIES.items()
+        },
+        "Single-step modes (--set batch_size=...)": {
+            "full": "full-batch gradient descent: an update sees the whole training split",
+            "32": "mini-batch gradient descent: so many examples an update",
+            "1": "per-sample SGD: an update after every example",
+        },
+        "Schedules (--set optimizer.schedule='NAME(...)')": {
+            n: schedule.description for n, schedule in SCHEDULES.items()
+        },
+        "Objectives of a stage": OBJECTIVES,
     }
     for title, entries in sections.items():
         print(title)

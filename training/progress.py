@@ -42,7 +42,7 @@ class Log:
         self.shown: dict[str, str] = {}
 
     def begin(self, start: int | None, seconds: float) -> None:
-        """`start` updates are done, in `seconds`; lines of later ones are dropped (None: of all)."""
+        """After `start` updates in `seconds`: lines of later ones go (None: of all)."""
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if self._stands(_parsed(line), start)]

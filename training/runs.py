@@ -1,8 +1,8 @@
 """The folder of a run: where it is, what is in it, how it is found again.
 
 `runs/<name>-<digest>/` holds `config.json`, the tokenizer, `labels.json`, `checkpoints/`,
-`metrics.jsonl`, `tensorboard/`, `stages.json` and, once fitted, `results.json`. The digest follows from settings
-and data, so the same command finds the same folder and goes on where it stopped.
+`metrics.jsonl`, `tensorboard/`, `stages.json` and, once fitted, `results.json`. The digest follows
+from settings and data, so the same command finds the same folder and goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -221,7 +221,8 @@ def load_data(run: RunConfig, config: StageConfig) -> Any:
 def moving_weights(config: StageConfig, model, loss, batch: dict) -> list:
     """The variables of `model` that the stage moves: those it names and the loss depends on."""
     chosen = [v for v in model.trainable_variables if re.search(config.trainable, v.path)]
-    weights = [v for v, is_used in zip(chosen, _are_used(chosen, model, loss, batch)) if is_used]
+    used = _are_used(chosen, model, loss, batch)
+    weights = [v for v, is_used in zip(chosen, used, strict=True) if is_used]
     if not weights:
         paths = ", ".join(v.path for v in model.trainable_variables)
         raise ValueError(

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from training.strategies.single_step import single_step
 
 from model.catalogue import build_model
 from model.config import BagOfNgramsConfig, TransformerEncoderConfig
@@ -20,7 +21,6 @@ from training.losses import classification_loss
 from training.optimizers import build_optimizer
 from training.pipeline import ClassificationBatches
 from training.progress import Interruption, Log
-from training.strategies.single_step import single_step
 
 
 class Lines(list):

@@ -2,11 +2,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from training.strategies.single_step import add_repeated_rows, single_step
 
 from training.config import OptimizerConfig
 from training.losses import classification_loss, language_model_loss
 from training.optimizers import build_optimizer
-from training.strategies.single_step import add_repeated_rows, single_step
 
 LR, VOCABULARY, LABELS = 0.5, 6, 3
 

@@ -175,7 +175,7 @@ _TABLE = (
         source="Liang et al., 2021, eq. 3-4",
         numbers={"alpha": Number(1.0)},
     ),
-    # Inside one update: several forward and backward passes make one gradient ----------------------
+    # Inside one update: several forward and backward passes make one gradient --------------------
     Part(
         name="accumulate",
         level=GRADIENT,
@@ -294,7 +294,7 @@ _TABLE = (
         source="Nichol et al., 2018, alg. 1",
         numbers={"k": _count(5), "rate": _fraction(0.5)},
     ),
-    # Averages of the weights: they watch, and are what is evaluated and exported ---------------------
+    # Averages of the weights: they watch, and are what is evaluated and exported --------------
     Part(
         name="ema",
         level=AVERAGE,
@@ -306,7 +306,7 @@ _TABLE = (
     Part(
         name="swa",
         level=AVERAGE,
-        summary="plain mean of the weights, one in every so many updates from a share of the run on",
+        summary="plain mean of the weights of every so many updates, from a share of the run on",
         formula="a <- a + (w - a) / n",
         source="Izmailov et al., 2018, alg. 1",
         numbers={"start": _fraction(0.75), "every": _count(1)},
@@ -370,7 +370,8 @@ def resolve(expression: str, setting: str = "strategy") -> list[Link]:
         for inner in chain[i + 1 :]:
             if reason := _refusal(outer.part, inner.part):
                 raise ValueError(
-                    f"{setting}={expression}: {outer.name} cannot stand around {inner.name}: {reason}."
+                    f"{setting}={expression}: {outer.name} cannot stand around {inner.name}: "
+                    f"{reason}."
                 )
     return chain
 
@@ -401,8 +402,8 @@ def _link(call: Call, chain: list[Link], setting: str) -> Call | None:
     """Appends the part that `call` names to `chain`; returns the call inside it."""
     if call.name not in PARTS:
         raise ValueError(
-            f"{setting}: unknown part {call.name!r}. Optimizers: {', '.join(OPTIMIZERS)}. Strategies "
-            f"around one: {', '.join(STRATEGIES)}."
+            f"{setting}: unknown part {call.name!r}. Optimizers: {', '.join(OPTIMIZERS)}. "
+            f"Strategies around one: {', '.join(STRATEGIES)}."
         )
     part, arguments = PARTS[call.name], list(call.arguments)
     inner: Call | None = None

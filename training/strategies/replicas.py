@@ -1,8 +1,8 @@
 """One device or several: what is added up between them, and how state is set on all of them.
 
-With `tf.distribute` a rule runs once on every replica, on its share of the batch. Gradients and sums
-are added up before anything is decided by them, so all replicas take the same step; what a rule
-writes is then equal everywhere and may be written replica by replica.
+With `tf.distribute` a rule runs once on every replica, on its share of the batch. Gradients and
+sums are added up before anything is decided by them, so all replicas take the same step; what a
+rule writes is then equal everywhere and may be written replica by replica.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 State lives in variables. A rule reads `num_batches` micro-batches, makes one gradient of them and
 moves the weights once. Rules nest: the innermost is an optimizer, what stands around it changes how
-the gradient is made (`gradient`, `apply`) or what happens across updates (`update`). Everything here
-is traced into one graph by `compiled.py`.
+the gradient is made (`gradient`, `apply`) or what happens across updates (`update`). Everything
+here is traced into one graph by `compiled.py`.
 
 Gradients that travel between rules are those of the *summed* loss, and sums travel with them, so
 that batches of different sizes weigh what they should; the division by the number of targets comes
@@ -182,7 +182,7 @@ def pick(batches: Batch, start, size: int) -> Batch:
 
 
 def only(batches: Batch) -> Batch:
-    """The one micro-batch of a stack of one, cut to its own shape (`training.pipeline.stack`)."""
+    """The one micro-batch of a stack of one, cut to its own shape (`training.stacking.stack`)."""
     batch = {name: value[0] for name, value in batches.items() if not name.startswith("shape/")}
     for name, value in batch.items():
         if f"shape/{name}" in batches:
@@ -193,7 +193,7 @@ def only(batches: Batch) -> Batch:
 
 @contextmanager
 def evaluating(rule: UpdateRule):
-    """Inside, the weights are those to be evaluated and exported; afterwards bit for bit as before."""
+    """Inside, the weights are those to be evaluated and exported; afterwards exactly as before."""
     values = rule.evaluation_weights()
     if values is None:
         yield

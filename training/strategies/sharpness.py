@@ -46,7 +46,7 @@ class SharpnessAware(Elsewhere):
 
 
 class Extragradient(Elsewhere):
-    """The gradient after one look-ahead step of plain descent, w - rate g(w) (Korpelevich, 1976)."""
+    """The gradient after a look-ahead step of plain descent, w - rate g(w) (Korpelevich, 1976)."""
 
     def __init__(self, inner: UpdateRule, rate: float):
         super().__init__(inner)
@@ -57,7 +57,7 @@ class Extragradient(Elsewhere):
 
 
 def move(weights: list, changes: list) -> list:
-    """Adds `changes` to the weights; returns what `put_back` needs. Sparse ones touch their rows."""
+    """Adds `changes`, sparse ones row by row, to the weights; returns what `put_back` needs."""
     kept, dense, values = [], [], []
     for weight, change in zip(weights, changes, strict=True):
         if isinstance(change, tf.IndexedSlices) and not tf.distribute.has_strategy():

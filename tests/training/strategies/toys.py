@@ -1,7 +1,7 @@
 """Small problems on which what an update rule ought to do is known.
 
-`Quadratic` is the f of the golden numbers, 1/2 sum_i a_i (w_i - c_i)^2 in float64; `Words` is a small
-classifier in float32 whose embedding has sparse gradients and whose batches hold padding.
+`Quadratic` is the f of the golden numbers, 1/2 sum_i a_i (w_i - c_i)^2 in float64; `Words` is a
+small classifier in float32 whose embedding has sparse gradients and whose batches hold padding.
 """
 
 import keras
@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from training.config import OptimizerConfig
 from training.losses import TaskLoss, classification_loss
-from training.pipeline import stack
+from training.stacking import stack
 from training.strategies.build import build_rule
 from training.strategies.compiled import compile_updates
 
