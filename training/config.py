@@ -215,6 +215,7 @@ class RunConfig(StageConfig):
     A run is its last stage, whose settings stand here, after those in `earlier`.
     """
 
+    dataset: DatasetConfig
     tokenizer: TokenizerConfig
     model: ModelConfig
     earlier: tuple[StageConfig, ...] = ()  # stages before; set as earlier.NAME.SETTING
@@ -228,7 +229,6 @@ class RunConfig(StageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.dataset is not None, "dataset", "named", self.dataset)
         require(self.seed >= 0, "seed", "0 or more", self.seed)
         _one_of("precision", self.precision, PRECISIONS)
         require(self.updates_per_call > 0, "updates_per_call", "above 0", self.updates_per_call)

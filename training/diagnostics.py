@@ -16,7 +16,8 @@ class Totals:
     """Sums and counts since the last report; averages are taken only when it is due."""
 
     def __init__(self, unit: str):
-        self.unit, self.said = unit, []
+        self.unit = unit
+        self.said: list[dict] = []
         self.restart()
 
     def restart(self) -> None:
@@ -55,7 +56,8 @@ class UpdateToWeight:
     """|change| / |weights| of the updates before a report, which costs a copy and so is rare."""
 
     def __init__(self, rule: UpdateRule):
-        self.rule, self.kept, self.count = rule, None, 0
+        self.rule, self.count = rule, 0
+        self.kept: list[np.ndarray] | None = None
 
     def before(self, count: int) -> None:
         """Notes the weights if `count` updates, 0 for none, lead to a report."""

@@ -47,6 +47,7 @@ def at(table: tf.Tensor, step) -> tf.Tensor:
 class _ByVariable:
     """Rate factors and decoupled decay, w <- w (1 - rate decay), by the path of the variable."""
 
+    _learning_rate: TabulatedRate
     factors: Callable[[str], float] = staticmethod(lambda path: 1.0)
     decay_table: tf.Tensor | None = None
 

@@ -116,7 +116,8 @@ def _teacher(config: RunConfig, runs: Path):
         _, outcome = fit_run(teacher, runs)
         if outcome.reason == "interrupted":
             raise KeyboardInterrupt
-    return load_run(folder).logits
+    learner: Any = load_run(folder)
+    return learner.logits
 
 
 def _title(config: RunConfig, number: int) -> str:

@@ -199,7 +199,7 @@ def _privacy(chain: list[Link], batches: Batches) -> Callable[[int], float] | No
         if link.name == "dp_sgd":
             from training.strategies.privacy import epsilon
 
-            rate = batches.plan.probability
+            rate = batches.plan.probability  # type: ignore[attr-defined]
             return lambda updates: epsilon(link.numbers["noise"], rate, updates, DELTA)
     return None
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 
-Gradient = tf.Tensor | tf.IndexedSlices
+Gradient = Any  # tf.Tensor or tf.IndexedSlices
 
 
 def add(a: list, b: list) -> list:
