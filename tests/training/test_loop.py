@@ -9,24 +9,31 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from training.strategies.single_step import single_step
 
 from model.catalogue import build_model
 from model.config import BagOfNgramsConfig, TransformerEncoderConfig
 from training import loop
 from training.checkpoints import Checkpoints
 from training.config import OptimizerConfig
-from training.loop import Totals, fit
-from training.losses import classification_loss
-from training.optimizers import build_optimizer
+from training.diagnostics import Totals
+from training.loop import Plan, fit
+from training.losses import TaskLoss, classification_loss
 from training.pipeline import ClassificationBatches
 from training.progress import Interruption, Log
+from training.schedules import Plateau
+from training.stacking import stack
+from training.strategies.build import build_rule
+from training.strategies.compiled import compile_updates
+from training.strategies.rules import OptimizerRule
 
 
 class Lines(list):
     """A log that only remembers."""
 
     unit = "examples"
+
+    def begin(self, start, seconds):
+        pass
 
     def report(self, step, metrics):
         self.append((step, metrics))
@@ -55,17 +62,21 @@ def sitting(folder, name, stop=None):
     batches = ClassificationBatches(rows[:28], labels[:28], batch_size=4, seed=3)
     held_out = ClassificationBatches(rows[28:], labels[28:], batch_size=8, seed=0).at(0)
     model = build_model(NETWORKS[name], 30, 3, seed=7)
-    config = OptimizerConfig(peak_learning_rate=0.03, warmup_steps=3, weight_decay=0.1)
-    optimizer = build_optimizer(config, model.trainable_variables, STEPS)
-    checkpoints = Checkpoints(folder, model, optimizer)
+    config = OptimizerConfig(
+        peak_learning_rate=0.03, schedule="cosine(warmup=3)", weight_decay=0.1, clip_norm=0.5
+    )
+    task = TaskLoss(lambda b: model(b["tokens"], training=True), classification_loss)
+    weights = model.trainable_variables
+    rule = build_rule("lookahead(adamw, k=4)", task, weights, config, num_updates=STEPS)
+    checkpoints = Checkpoints(folder, model, rule)
     lines = Lines()
 
-    def batch_at(step):
+    def batches_of(step, count):
         if stop == ("request", step):
             signal.raise_signal(signal.SIGINT)
         if stop == ("kill", step):
             raise Kill
-        return batches.at(step)
+        return stack([batches.at(step)])
 
     def evaluate():
         sums = classification_loss(held_out, model(held_out["tokens"], training=False))
@@ -76,11 +87,10 @@ def sitting(folder, name, stop=None):
 
     try:
         outcome = fit(
-            steps=STEPS,
-            evaluate_every=EVALUATE_EVERY,
-            patience=0,
-            train_step=single_step(model, optimizer, classification_loss, clip_norm=0.5),
-            batch_at=batch_at,
+            Plan(steps=STEPS, evaluate_every=EVALUATE_EVERY),
+            rule=rule,
+            take_updates=compile_updates(rule),
+            batches_of=batches_of,
             evaluate=evaluate,
             score=lambda metrics: metrics["accuracy"],
             checkpoints=checkpoints,
@@ -89,7 +99,7 @@ def sitting(folder, name, stop=None):
     except Kill:
         return None
     progress = {k: float(v) for k, v in checkpoints.progress.items() if k != "seconds"}
-    state = [v.numpy() for v in [*model.variables, *optimizer.variables]]
+    state = [v.numpy() for v in [*model.variables, *rule.variables]]
     checkpoints.restore_best()
     best = [v.numpy() for v in model.variables]
     figures = {step: m for step, m in lines if "validation_loss" in m}
@@ -152,7 +162,9 @@ def test_a_finished_run_does_nothing_more(uninterrupted, tmp_path):
 # Scripted: one weight that counts the updates, and figures that are given -----------------------
 
 
-def scripted(folder, scores, *, steps=100, patience=0, losses=None, train_step=None, **settings):
+def scripted(
+    folder, scores, *, steps=100, patience=0, losses=None, train_step=None, plateau=None, **settings
+):
     """Evaluates after every update; scores[i] and losses[i] are the figures at step i."""
     weight = keras.Variable(0.0)
     checkpoints = Checkpoints(folder, SimpleNamespace(variables=[weight]))
@@ -160,26 +172,25 @@ def scripted(folder, scores, *, steps=100, patience=0, losses=None, train_step=N
 
     def add_one(batch):
         weight.assign_add(1.0)
-        return {"loss_sum": 1.0, "num_targets": 1.0, "num_correct": 0.0, "grad_norm": 1.0}
+        said = {"loss_sum": 1.0, "num_targets": 1.0, "num_correct": 0.0, "grad_norm": 1.0}
+        return {name: np.array([value]) for name, value in said.items()}
 
     def evaluate():
         step = int(weight.numpy())
         return {"accuracy": scores[step], "loss": losses[step] if losses else 1.0}
 
-    result = SimpleNamespace(weight=weight, checkpoints=checkpoints, lines=lines)
+    result = SimpleNamespace(weight=weight, checkpoints=checkpoints, lines=lines, multipliers=[])
     result.outcome = fit(
-        **{
-            "steps": steps,
-            "evaluate_every": 1,
-            "patience": patience,
-            "train_step": (lambda batch: train_step(weight, add_one)) if train_step else add_one,
-            "batch_at": lambda step: None,
-            "evaluate": evaluate,
-            "score": lambda metrics: metrics["accuracy"],
-            "checkpoints": checkpoints,
-            "log": lines,
-        }
-        | settings
+        Plan(**{"steps": steps, "evaluate_every": 1, "patience": patience} | settings),
+        rule=OptimizerRule(None, None, [weight]),
+        take_updates=(lambda batch: train_step(weight, add_one)) if train_step else add_one,
+        batches_of=lambda step, count: None,
+        evaluate=evaluate,
+        score=lambda metrics: metrics["accuracy"],
+        checkpoints=checkpoints,
+        log=lines,
+        plateau=plateau,
+        set_rate_multiplier=result.multipliers.append,
     )
     return result
 
@@ -266,7 +277,7 @@ def test_what_is_not_finite_stops_the_run_and_leaves_a_good_checkpoint(tmp_path,
         sums = add_one(None)
         if weight.numpy() == 4:
             weight.assign(math.nan)
-            return sums | {field: bad}
+            return sums | {field: np.array([bad])}
         return sums
 
     with pytest.raises(FloatingPointError, match="update 6.*optimizer.peak_learning_rate"):
@@ -277,13 +288,56 @@ def test_what_is_not_finite_stops_the_run_and_leaves_a_good_checkpoint(tmp_path,
     assert weight.numpy() == 3.0
 
 
+def test_training_ends_when_it_has_converged(tmp_path):
+    """The loss of update t is 1 / t: at most 0.25 from the fourth on, three of them in a row."""
+
+    def falling(weight, add_one):
+        said = add_one(None)
+        return said | {"loss_sum": np.array([1.0 / weight.numpy()])}
+
+    run = scripted(
+        tmp_path, [0.5] * 50, train_step=falling, evaluate_every=100, stop_loss=0.25, stop_updates=3
+    )
+    assert (run.outcome.reason, run.outcome.step) == ("converged", 6)
+    steps = [step for step, metrics in run.lines if "validation_loss" in metrics]
+    assert steps == [0, 6]  # the end is evaluated
+
+
+def test_a_low_gradient_norm_must_last(tmp_path):
+    """Low at updates 2, 3 and from 5 on: two in a row are had at 3, three only at 7."""
+
+    def uneven(weight, add_one):
+        step = int(weight.numpy()) + 1
+        return add_one(None) | {"grad_norm": np.array([0.1 if step not in (1, 4) else 1.0])}
+
+    for count, expected in ((2, 3), (3, 7)):
+        run = scripted(
+            tmp_path / str(count),
+            [0.5] * 50,
+            train_step=uneven,
+            evaluate_every=100,
+            stop_grad_norm=0.5,
+            stop_updates=count,
+        )
+        assert (run.outcome.reason, run.outcome.step) == ("converged", expected)
+
+
+def test_a_plateau_lowers_the_rate_and_remembers_it_when_resumed(tmp_path):
+    scores = [0.1, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1]
+    whole = scripted(tmp_path / "a", scores, steps=6, plateau=Plateau(factor=0.5, patience=2))
+    assert whole.multipliers[-6:] == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+    scripted(tmp_path / "b", scores, steps=3, plateau=Plateau(factor=0.5, patience=2))
+    again = scripted(tmp_path / "b", scores, steps=6, plateau=Plateau(factor=0.5, patience=2))
+    assert again.multipliers == whole.multipliers[-4:]
+
+
 # Totals -------------------------------------------------------------------------------------------
 
 
 def sums(loss_sum, num_targets, num_correct=0.0, grad_norm=1.0):
     names = ("loss_sum", "num_targets", "num_correct", "grad_norm")
     values = (loss_sum, num_targets, num_correct, grad_norm)
-    return dict(zip(names, map(tf.constant, values), strict=True))
+    return {name: tf.constant([value]) for name, value in zip(names, values, strict=True)}
 
 
 def test_totals_are_means_over_targets_and_not_over_batches():
@@ -315,8 +369,10 @@ def read_lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def log(folder, start=0):
-    return Log(folder, steps=10, start=start, unit="examples", title="run")
+def log(folder, start=None, **stage):
+    started = Log(folder, steps=10, unit="examples", title="run", **stage)
+    started.begin(start, 0.0)
+    return started
 
 
 def test_metrics_are_lines_of_json(tmp_path):

@@ -2,11 +2,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from training.strategies.single_step import add_repeated_rows, single_step
 
 from training.config import OptimizerConfig
-from training.losses import classification_loss, language_model_loss
-from training.optimizers import build_optimizer
+from training.losses import TaskLoss, classification_loss, language_model_loss
+from training.stacking import stack
+from training.strategies.build import build_rule
+from training.strategies.compiled import compile_updates
+from training.strategies.gradients import distinct_rows
 
 LR, VOCABULARY, LABELS = 0.5, 6, 3
 
@@ -47,10 +49,11 @@ def gradient_by_hand(model, batch):
 
 
 def update(model, clip_norm, batch=BATCH, loss=classification_loss):
-    """One SGD update; returns what the step said."""
-    config = OptimizerConfig(name="sgd", peak_learning_rate=LR, schedule="constant")
-    optimizer = build_optimizer(config, model.trainable_variables, 10)
-    return single_step(model, optimizer, loss, clip_norm=clip_norm)(batch)
+    """One SGD update; returns what the rule said."""
+    config = OptimizerConfig(peak_learning_rate=LR, schedule="constant", clip_norm=clip_norm)
+    task = TaskLoss(lambda b: model(b["tokens"], training=True), loss)
+    rule = build_rule("sgd", task, model.trainable_variables, config, num_updates=10)
+    return {name: float(v[0]) for name, v in compile_updates(rule)(stack([batch])).items()}
 
 
 def whole_norm(gradients):
@@ -127,10 +130,10 @@ def test_repeated_rows_are_added_and_dense_gradients_left_alone():
         tf.constant([4, 0, 4, 2]),
         tf.constant([6, 2]),
     )
-    added = add_repeated_rows(slices)
+    added = distinct_rows(slices)
     assert sorted(added.indices.numpy()) == [0, 2, 4]
     np.testing.assert_array_equal(
         tf.convert_to_tensor(added), [[10, 0], [0, 0], [5, 5], [0, 0], [4, 6], [0, 0]]
     )
     dense = tf.ones([2, 2])
-    assert add_repeated_rows(dense) is dense
+    assert distinct_rows(dense) is dense
