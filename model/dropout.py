@@ -61,12 +61,10 @@ class Dropout(keras.layers.Layer):
             return x
         seed = self.next_seed() if seed is None else seed
         rate = tf.convert_to_tensor(self.rate)
-
-        def dropped():
-            uniform = tf.random.stateless_uniform(self._mask_shape(x), seed)
-            return tf.where(uniform >= rate, x * tf.cast(1.0 / (1.0 - rate), x.dtype), 0)
-
-        return tf.cond(rate > 0.0, dropped, lambda: tf.identity(x))  # 0 costs no random numbers
+        # No tf.cond that would save the draws at rate 0: its gradient cannot be vectorised over
+        # examples, which private training does.
+        uniform = tf.random.stateless_uniform(self._mask_shape(x), seed)
+        return tf.where(uniform >= rate, x * tf.cast(1.0 / (1.0 - rate), x.dtype), 0)
 
     def _mask_shape(self, x):
         shape = tf.shape(x)

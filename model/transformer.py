@@ -21,7 +21,7 @@ class Block(keras.layers.Layer):
 
     Call: as `SelfAttention`; the cache, if one is given, is returned beside the answer. With
     `recompute` training keeps the input alone and computes the rest again for the gradient (Chen
-    et al., 2016, sec. 3): the same numbers, less memory, about a third more time.
+    et al., 2016, sec. 3): the same numbers, less memory, one more forward pass.
     """
 
     def __init__(

@@ -136,3 +136,28 @@ def test_layers_that_start_without_dropout_take_no_seed_and_share_none():
     assert random.getstate() == state
     Dropout(0.1)
     assert random.getstate() != state
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_of_examples_can_be_vectorised_through_dropout(recompute):
+    """As private training takes them: at rate 0 those of one example after the other."""
+    config = TransformerDecoderConfig(
+        num_layers=1, width=8, num_heads=2, inner_width=8, dropout=0.0, recompute=recompute
+    )
+    model = build_model(config, 20, seed=0)
+    tokens = np.array([[3, 7, 9], [5, 2, 11]], np.int32)
+    values = [variable.value for variable in model.trainable_variables]
+
+    def gradient(row):
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(tf.sin(30 * model(row[None], training=True)))
+        return [tf.convert_to_tensor(g) for g in tape.gradient(total, values)]
+
+    together = tf.vectorized_map(gradient, tf.constant(tokens))
+    for i, row in enumerate(tokens):
+        for g, expected in zip(together, gradient(tf.constant(row)), strict=True):
+            np.testing.assert_allclose(g[i], expected, atol=1e-4)
+    for rate in dropout_rates(model):
+        rate.assign(0.5)
+    dropped = tf.vectorized_map(gradient, tf.constant(tokens))
+    assert np.abs(dropped[0] - together[0]).max() > 1e-3
