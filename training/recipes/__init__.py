@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from training.config import RunConfig
-from training.recipes import generation, sentiment, topics
+from training.recipes import generation, sentiment, stages, topics
 
 DEFAULT_RECIPES = ("sentiment", "topics", "stories")
 
@@ -20,6 +20,13 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "stories": generation.stories,
     "shakespeare": generation.shakespeare,
     "tang_poems": generation.tang_poems,
+    "sentiment_ulmfit": stages.sentiment_ulmfit,
+    "sst2_ulmfit": stages.sst2_ulmfit,
+    "chnsenticorp_ulmfit": stages.chnsenticorp_ulmfit,
+    "sentiment_masked": stages.sentiment_masked,
+    "sentiment_lora": stages.sentiment_lora,
+    "sentiment_distilled": stages.sentiment_distilled,
+    "shakespeare_warmup": stages.shakespeare_warmup,
 }
 
 
