@@ -94,6 +94,14 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", type=Path, help="a labelled file instead of the test split")
     evaluate.add_argument("--text-column")
     evaluate.add_argument("--label-column")
+    evaluate.add_argument(
+        "--adapt",
+        action="append",
+        default=[],
+        metavar="METHOD[:NUMBERS]",
+        help="optimise while predicting, beside the static model: dynamic (language models), tent, "
+        "ttt or neighbours (classifiers), e.g. dynamic:rate=0.05 (repeatable)",
+    )
 
     predict = command("predict", "label texts, or write on from prompts")
     predict.add_argument("run", help="a run's folder, or its name for the newest one")
@@ -119,7 +127,12 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--seed", type=int, default=0, help="of those moments (0)")
     _add_settings(verify)
 
-    command("list", "recipes, models, tokenizers, data sets and optimizers")
+    command("list", "recipes, models, tokenizers, data sets, optimizers and strategies")
+
+    plot = command("plot-schedule", "draw schedules over the updates of a run")
+    plot.add_argument("expressions", nargs="+", help="e.g. cosine 'step(every=100, factor=0.5)'")
+    plot.add_argument("--updates", type=int, default=1000, help="of the run (1000)")
+    plot.add_argument("--output", type=Path, default=Path("schedule.png"), help=".png or .svg")
     return top
 
 

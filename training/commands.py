@@ -39,6 +39,14 @@ from training.verify import verify_resume
 INTERRUPTED = 130
 
 
+def plot_schedule(options: argparse.Namespace) -> int:
+    from training.plots import plot_schedules
+
+    plot_schedules(options.expressions, options.updates, options.output)
+    print(f"Written to {options.output}")
+    return 0
+
+
 def fit(options: argparse.Namespace) -> int:
     if (options.recipe is None) == (options.config is None):
         known = ", ".join(RECIPES)
@@ -97,6 +105,12 @@ def evaluate(options: argparse.Namespace) -> int:
         split, notes = read_documents(options.data, options.text_column)
     for note in notes:
         print(note, file=sys.stderr)
+    if options.adapt:
+        from training.adaptation import adapted_table
+
+        header, *rows = adapted_table(learner, split, folder, options.adapt)
+        _print_table(header, rows)
+        return 0
     report = learner.evaluate(split, folder)
     write_json(folder / "evaluation.json", {"data": str(options.data or "test"), "report": report})
     _print_report(report)
@@ -196,6 +210,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "predict": predict,
     "export": export,
     "list": show_list,
+    "plot-schedule": plot_schedule,
     "verify-resume": verify_resume,
 }
 
