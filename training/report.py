@@ -20,6 +20,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from training.runs import write_json
@@ -428,9 +429,9 @@ def _figure(names: Collection[str] = (), height: float = 4.4) -> tuple[Figure, A
     return figure, draw_axes(figure)
 
 
-def draw_axes(figure: Figure) -> Axes:
+def draw_axes(figure: Figure, place: SubplotSpec | None = None) -> Axes:
     """Axes in the manner of all our pictures: no frame, a faint grid, ink that can be replaced."""
-    axes = figure.add_subplot()
+    axes = figure.add_subplot(place) if place else figure.add_subplot()
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("bottom", "left"):
