@@ -25,11 +25,15 @@ import logging
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from training.config import RunConfig
+from training.expressions import parse_short
+from training.report import Comparison
 from training.runs import read_json, write_json
+from training.strategies.catalogue import OPTIMIZERS, canonical, nest, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -134,12 +138,111 @@ def split_outside_brackets(text: str, separator: str) -> list[str]:
     return parts
 
 
+def strategy_of(label: str, optimizer: str) -> str:
+    """The whole expression behind what the user typed, every number written out.
+
+    Short forms end in an optimizer of their own or stand around `optimizer`, the recipe's.
+
+    >>> strategy_of("lookahead:5+sam", "momentum(0.8)")
+    'lookahead(sam(momentum(momentum=0.8), rho=0.05), k=5, alpha=0.5)'
+    """
+    if "(" in label:
+        return canonical(label, "--strategies")
+    parts = parse_short(label, "--strategies")
+    if parts[-1][0] in OPTIMIZERS:
+        name, numbers = parts.pop()
+        optimizer = f"{name}({', '.join(map(str, numbers))})" if numbers else name
+    return canonical(nest(parts, optimizer), "--strategies")
+
+
+def innermost(expression: str) -> str:
+    """The optimizer inside a strategy, with its numbers.
+
+    >>> innermost("lookahead(sam(momentum(0.8)), k=5)")
+    'momentum(momentum=0.8)'
+    """
+    link = resolve(expression)[-1]
+    numbers = ", ".join(f"{name}={value:.12g}" for name, value in link.numbers.items())
+    return f"{link.name}({numbers})" if numbers else link.name
+
+
+def entries_of(text: str, config: RunConfig) -> list[Entry]:
+    """What `--strategies` names, each with the run's configuration by it.
+
+    The strategy is that of the run's last stage; those before it stay as the recipe has them.
+    """
+    optimizer = innermost(config.strategy)
+    return [
+        Entry(label, strategy := strategy_of(label, optimizer), replace(config, strategy=strategy))
+        for label in split_strategies(text)
+    ]
+
+
 def updates_for(budget: Budget, cost: Cost) -> int:
     """Parameter updates that the budget pays for, at least one."""
     if budget.unit == "updates":
         return int(budget.amount)
     each = cost.seconds if budget.unit == "s" else cost.gradient_evaluations
     return max(1, math.floor(budget.amount / each + 1e-9))
+
+
+def compare_recipe(
+    name: str,
+    config: RunConfig,
+    *,
+    data: str,
+    strategies: str,
+    budget: str,
+    num_seeds: int,
+    output: Path | None,
+    train: Train,
+    calibrate: Calibrate,
+    loss_unit: str = "nats",
+) -> tuple[Comparison, Path, bool]:
+    """All of `compare RECIPE`: what to report, in which folder, and whether it was interrupted.
+
+    `config` is the recipe with the user's settings, `data` the fingerprint of its data;
+    `strategies` and `budget` are as typed.
+    """
+    entries, spend = entries_of(strategies, config), parse_budget(budget)
+    settings = {k: v for k, v in config.to_dict().items() if k not in ("strategy", "seed")}
+    identity = {"recipe": name, "settings": settings, "data": data}
+    folder = output or comparison_folder(Path("comparisons"), name, identity, spend)
+    outcome = run_comparison(
+        entries,
+        folder=folder,
+        identity=identity,
+        budget=spend,
+        seeds=range(num_seeds),
+        train=train,
+        calibrate=calibrate,
+    )
+    what = "strategy" if len(entries) == 1 else "strategies"
+    comparison = Comparison(
+        title=f"{name}: {len(entries)} {what}, {num_seeds} seed{'s' * (num_seeds > 1)}",
+        labels=[entry.label for entry in entries],
+        records=outcome.records,
+        num_expected=outcome.num_expected,
+        budget=spend.in_words(),
+        loss_unit=loss_unit,
+        facts=facts(outcome.records, spend),
+        settings={
+            **{f"strategy {entry.label}": entry.strategy for entry in entries},
+            **_flat(settings),
+        },
+    )
+    return comparison, folder, outcome.is_interrupted
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Settings by their full names, values as text."""
+    flat: dict[str, str] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = str(value)
+    return flat
 
 
 def comparison_folder(parent: Path, name: str, identity: dict[str, Any], budget: Budget) -> Path:

@@ -111,14 +111,16 @@ def default_space(settings: dict[str, Any]) -> str:
     """What is worth trying for a recipe, as `--space` would say it; `settings` as in config.json.
 
     The learning rate a factor of 10 to either side of the recipe's, batches of half and double
-    the size, and weight decay and dropout where the recipe has them.
+    the size, and weight decay and dropout where the recipe has them; what follows a schedule is
+    left as it is.
     """
     optimizer = settings["optimizer"]
     rate, size = optimizer["peak_learning_rate"], settings["batch_size"]
     parts = [f"optimizer.peak_learning_rate={rate / 10:g}..{rate * 10:g}:log"]
-    sizes = dict.fromkeys((max(size // 2, 1), size, size * 2))
-    parts.append("batch_size=" + "|".join(map(str, sizes)))
-    if optimizer.get("weight_decay"):
+    if isinstance(size, int):
+        sizes = dict.fromkeys((max(size // 2, 1), size, size * 2))
+        parts.append("batch_size=" + "|".join(map(str, sizes)))
+    if isinstance(optimizer["weight_decay"], float) and optimizer["weight_decay"]:
         parts.append("optimizer.weight_decay=0.001..0.3:log")
     if "dropout" in settings["model"]:
         parts.append("model.dropout=0.0..0.5")

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import keras
 import numpy as np
+import tensorflow as tf
 from matplotlib.figure import Figure
 
+from training.config import OptimizerConfig
 from training.report import (
     COLOURS,
     DASHES,
@@ -26,11 +29,13 @@ from training.report import (
     text_table,
 )
 from training.runs import write_json
+from training.stacking import stack
+from training.strategies.build import build_rule
+from training.strategies.catalogue import resolve
+from training.strategies.compiled import compile_updates
 
-# Rules whose step does not grow with the gradient need a rate of another size.
-ADAPTIVE = frozenset(
-    ("rmsprop", "adam", "adamw", "lion", "adafactor", "lamb", "muon", "schedule_free_adamw")
-)
+# Rules whose step grows with the gradient; all others need a rate of another size.
+GRADIENT_RULES = ("sgd", "momentum", "nesterov", "schedule_free_sgd")
 
 FAR = 1e6  # no surface has anything to show out there
 
@@ -53,7 +58,7 @@ class Surface:
         return self.function(w[0], w[1])
 
     def rate_for(self, optimizer: str) -> float:
-        return self.adaptive_rate if optimizer in ADAPTIVE else self.rate
+        return self.rate if optimizer in GRADIENT_RULES else self.adaptive_rate
 
 
 def _bowl(w1: Any, w2: Any) -> Any:
@@ -69,7 +74,7 @@ def _rosenbrock(w1: Any, w2: Any) -> Any:
     return along * along + 100.0 * across * across
 
 
-def _line_data() -> tuple[np.ndarray, np.ndarray]:
+def line_data() -> tuple[np.ndarray, np.ndarray]:
     """y = 2 x + 1 and noise, of which 24 points are kept."""
     random = np.random.default_rng(0)
     x = random.uniform(-1.0, 2.0, 24)
@@ -77,7 +82,7 @@ def _line_data() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _linear_regression() -> Surface:
-    x, y = _line_data()
+    x, y = line_data()
     # The mean square error is a quadratic in slope and intercept: its coefficients are moments.
     xx, xy, yy, mx, my = (float(v.mean()) for v in (x * x, x * y, y * y, x, y))
 
@@ -163,6 +168,46 @@ def path(make_walker: Callable[[Surface], Walker], on: Surface, updates: int) ->
             break
         places.append(place)
     return np.stack(places)
+
+
+class RuleWalker:
+    """An update rule on a surface, in float64, at the surface's constant rate and without clipping.
+
+    Its weights are those that would be evaluated and exported: the slow ones of Lookahead, the
+    average of EMA. Every micro-batch is the whole surface.
+    """
+
+    def __init__(self, expression: str, on: Surface, updates: int):
+        self.w = keras.Variable(np.asarray(on.start), dtype="float64", name="w")
+        one = tf.ones([], tf.float64)
+
+        def loss(batch: dict) -> dict:
+            return {
+                "loss_sum": on.loss(self.w.value),
+                "num_targets": one,
+                "num_correct": tf.zeros_like(one),
+            }
+
+        self.rule = build_rule(
+            expression,
+            loss,
+            [self.w],
+            OptimizerConfig(
+                peak_learning_rate=on.rate_for(resolve(expression)[-1].name),
+                schedule="constant",
+                clip_norm=None,
+            ),
+            num_updates=updates,
+        )
+        self.take_updates = compile_updates(self.rule)
+        self.batches = stack([{"row": np.zeros((1, 1))}] * self.rule.num_batches)
+
+    def update(self) -> None:
+        self.take_updates(self.batches)
+
+    def weights(self) -> np.ndarray:
+        evaluated = self.rule.evaluation_weights()
+        return self.w.numpy() if evaluated is None else np.asarray(evaluated[0])
 
 
 def write_surface_report(

@@ -1,7 +1,9 @@
 """The comparison's order, budgets and resuming, on fakes that train nothing."""
 
+import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 from comparison_records import record
@@ -10,7 +12,9 @@ from training.compare import (
     Budget,
     Cost,
     Entry,
+    compare_recipe,
     comparison_folder,
+    entries_of,
     facts,
     in_turn,
     parse_budget,
@@ -18,6 +22,9 @@ from training.compare import (
     split_strategies,
     updates_for,
 )
+from training.config import override
+from training.recipes import recipe
+from training.report import write_report
 
 ENTRIES = [Entry(name, f"{name}()", {"strategy": name}) for name in ("adamw", "sam", "sgd")]
 IDENTITY = {"recipe": "sentiment", "settings": {"batch_size": 32}, "data": "f00d"}
@@ -92,6 +99,31 @@ def test_an_empty_strategy_is_refused(text):
 def test_a_strategy_typed_twice_is_refused():
     with pytest.raises(ValueError, match="names sam more than once"):
         split_strategies("adamw,sam,sam")
+
+
+@pytest.mark.parametrize(
+    ("label", "strategy"),
+    [
+        ("sgd", "sgd"),
+        ("momentum:0.5", "momentum(momentum=0.5)"),
+        ("accumulate:4", "accumulate(rmsprop(rho=0.8), k=4)"),
+        ("lookahead:5x0.4+sam", "lookahead(sam(rmsprop(rho=0.8), rho=0.05), k=5, alpha=0.4)"),
+        ("lookahead:5+sgd", "lookahead(sgd, k=5, alpha=0.5)"),
+        ("lookahead(sgd, k=3)", "lookahead(sgd, k=3, alpha=0.5)"),
+        ("ema(sam(sgd, 0.1), 0.9)", "ema(sam(sgd, rho=0.1), beta=0.9)"),
+    ],
+)
+def test_short_forms_stand_around_the_optimizer_of_the_recipe(label, strategy):
+    config = dataclasses.replace(recipe("sentiment"), strategy="sam(rmsprop(0.8))")
+    (entry,) = entries_of(label, config)
+    assert (entry.label, entry.strategy) == (label, strategy)
+    assert entry.config == dataclasses.replace(config, strategy=strategy)
+
+
+@pytest.mark.parametrize("label", ["adam:w", "no_such_part:4", "accumulate(adamw", "sam(4)"])
+def test_a_strategy_that_makes_no_sense_is_refused_by_the_option(label):
+    with pytest.raises(ValueError, match="--strategies"):
+        entries_of(label, recipe("sentiment"))
 
 
 @pytest.mark.parametrize(
@@ -284,3 +316,43 @@ def test_facts_say_how_far_wall_times_are_equal():
 def test_facts_name_runs_that_stopped_early():
     early = record("sam", 1) | {"ended": "early"}
     assert facts([early], TWO_THOUSAND)[-1].endswith("before the budget was spent: sam (seed 1).")
+
+
+def test_a_whole_comparison_is_trained_and_reported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake = Fake(costs={"sam": Cost(0.1, 2), "adamw": Cost(0.05, 1)})
+
+    def train(config, seed, updates, folder):
+        label = config.strategy.partition("(")[0]
+        return fake.train({"strategy": label}, seed, updates, folder)
+
+    def calibrate(config):
+        return fake.calibrate({"strategy": config.strategy.partition("(")[0]})
+
+    comparison, folder, is_interrupted = compare_recipe(
+        "sentiment",
+        override(recipe("sentiment"), ["batch_size=8"]),
+        data="f00d",
+        strategies="adamw,sam",
+        budget="10s",
+        num_seeds=2,
+        output=None,
+        train=train,
+        calibrate=calibrate,
+    )
+    assert folder.parent == Path("comparisons")
+    assert not is_interrupted
+    assert fake.trained == [
+        ("adamw", 0, 200),
+        ("sam", 0, 100),
+        ("sam", 1, 100),
+        ("adamw", 1, 200),
+    ]
+    assert comparison.title == "sentiment: 2 strategies, 2 seeds"
+    assert comparison.settings["batch_size"] == "8"
+    assert comparison.settings["strategy sam"].startswith("sam(adamw")
+    results = write_report(comparison, folder)
+    assert [result.label for result in results] == ["adamw", "sam"]
+    page = (folder / "report.html").read_text()
+    assert "10 seconds of training each" in page
+    assert "optimizer.peak_learning_rate" in page

@@ -1,5 +1,6 @@
 """The search on made-up trainings: spaces, pruning, divergence, and going on after a stop."""
 
+import dataclasses
 import json
 import math
 
@@ -96,6 +97,20 @@ def test_the_default_space_of_every_recipe_fits_its_settings(name):
         ends = values.values if isinstance(values, Choice) else (values.low, values.high)
         for end in ends:
             override(config, [f"{setting}={end}"])
+
+
+def test_what_follows_a_schedule_is_not_searched():
+    stories = recipe("stories")
+    config = dataclasses.replace(
+        stories,
+        max_updates=9,
+        batch_size="linear(8, 64)",
+        optimizer=dataclasses.replace(stories.optimizer, weight_decay="cosine(end=0.1)"),
+    )
+    assert set(parse_space(default_space(config.to_dict()))) == {
+        "optimizer.peak_learning_rate",
+        "model.dropout",
+    }
 
 
 def test_it_finds_the_better_settings(tmp_path):

@@ -7,9 +7,13 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from training.strategies.catalogue import OPTIMIZERS
 from training.surfaces import (
+    GRADIENT_RULES,
     SURFACES,
+    RuleWalker,
     Surface,
+    line_data,
     path,
     surface,
     surface_figure,
@@ -81,10 +85,8 @@ def test_descent_on_the_bowl_follows_its_closed_form():
 
 
 def test_linear_regression_is_the_mean_square_error_of_its_points():
-    from training.surfaces import _line_data
-
     on = surface("linear_regression")
-    x, y = _line_data()
+    x, y = line_data()
     for slope, intercept in [(0.0, 0.0), (2.0, 1.0), (-0.7, 3.0)]:
         expected = np.mean((slope * x + intercept - y) ** 2)
         assert on.loss(np.array([slope, intercept])) == pytest.approx(expected)
@@ -98,6 +100,32 @@ def test_rosenbrock_has_its_known_value_at_the_start():
 def test_rules_that_ignore_the_size_of_gradients_have_a_rate_of_their_own():
     on = surface("rosenbrock")
     assert on.rate_for("adamw") == on.adaptive_rate != on.rate == on.rate_for("momentum")
+    assert set(GRADIENT_RULES) < set(OPTIMIZERS)
+
+
+@pytest.mark.parametrize("name", ["bowl", "ravine"])
+def test_the_rule_of_the_trainer_walks_as_the_formula_says(name):
+    on = surface(name)
+    for expression, momentum in (("sgd", 0.0), ("momentum", 0.9)):
+        walked = path(lambda s, e=expression: RuleWalker(e, s, 30), on, 30)
+        expected = path(lambda s, m=momentum: Descent(s, m), on, 30)
+        # Keras keeps rates and momenta as float32 numbers.
+        np.testing.assert_allclose(walked, expected, atol=1e-6)
+
+
+def test_a_walker_shows_the_weights_that_would_be_exported():
+    on = surface("bowl")
+    fast = path(lambda s: RuleWalker("sgd", s, 10), on, 10)
+    slow = path(lambda s: RuleWalker("lookahead(sgd, k=5, alpha=0.5)", s, 10), on, 10)
+    np.testing.assert_allclose(slow[5], (fast[0] + fast[5]) / 2, rtol=1e-6)
+    assert not np.allclose(slow, fast)
+
+
+def test_wrappers_of_several_batches_walk_too():
+    on = surface("bowl")
+    plain = path(lambda s: RuleWalker("sgd", s, 5), on, 5)
+    windows = path(lambda s: RuleWalker("accumulate(sgd, 4)", s, 5), on, 5)
+    np.testing.assert_allclose(windows, plain, rtol=1e-6)
 
 
 def test_an_unknown_surface_is_refused_with_the_known():
