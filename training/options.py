@@ -30,7 +30,9 @@ def add_compare(sub: argparse.ArgumentParser) -> None:
         help="walk on a problem of two parameters instead of a recipe: "
         "bowl, ravine, rosenbrock or linear_regression",
     )
-    sub.add_argument("--updates", type=at_least(1), help="of each path on a surface (100)")
+    sub.add_argument(
+        "--updates", type=at_least(1), help="of each path on a surface (100; rosenbrock 500)"
+    )
     _add_set(sub)
     _add_output(sub, "comparisons/NAME-DIGEST")
 
@@ -68,7 +70,7 @@ def check_compare(options: argparse.Namespace) -> None:
         )
     if options.surface:
         foreign = {"--budget": options.budget, "--seeds": options.seeds, "--set": options.set}
-        defaults: dict[str, object] = {"updates": 100}
+        defaults: dict[str, object] = {}  # how far a path goes is the surface's own
     else:
         foreign = {"--updates": options.updates}
         defaults = {"budget": "60s", "seeds": 3}

@@ -52,6 +52,7 @@ class Surface:
     limits: tuple[tuple[float, float], tuple[float, float]]  # shown, of w1 and of w2
     rate: float  # of gradient descent: stable from the start on
     adaptive_rate: float  # of Adam and its like, about the length of a step
+    updates: int = 100  # that show what there is to see
 
     def loss(self, w: Any) -> Any:
         """f of a tensor, variable or array with leading axis 2; () for w of shape (2,)."""
@@ -133,6 +134,7 @@ _ALL = (
         limits=((-1.7, 1.7), (-0.6, 2.2)),
         rate=1e-3,
         adaptive_rate=0.05,
+        updates=500,
     ),
     _linear_regression(),
 )
