@@ -24,6 +24,7 @@ import json
 import logging
 import math
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -287,11 +288,14 @@ def run_comparison(
         where = f"{number} of {len(turns)}: {entry.label}, seed {seed}"
         planned = updates[entry.strategy]
         logger.info(f"{where}, {f'{planned:,} updates' if planned else 'diverged when timed'}.")
-        record = _train(entry, seed, planned, folder / "runs" / path.stem, train, plan)
+        run = folder / "runs" / path.stem
+        record = _train(entry, seed, planned, run, train, plan)
         if record["ended"] == INTERRUPTED:
             is_interrupted = True
             break
         write_json(path, record)
+        for checkpoints in run.glob("*/checkpoints"):  # many times what all the rest takes
+            shutil.rmtree(checkpoints)
         logger.info(_summary(where, record))
     records = [
         read_json(path) | {"label": entry.label}  # as typed this time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def fit_run(
     for number in range(len(done), len(config.stages)):
         with replicas.scope():
             stage = build_stage(config, number, learner, teacher=teacher, replicas=replicas)
+        initial_weights = _digest(learner.model.variables)
         log = Log(
             folder,
             title=_title(config, number),
@@ -79,7 +81,7 @@ def fit_run(
         if stage.lora:  # a network without the low-rank parts, into which they are merged
             learner = _load(config, folder)
         Checkpoints(stage_folder(folder, stage.config), learner.model).restore_best()
-        done.append(stage.record(outcome))
+        done.append(stage.record(outcome) | {"initial_weights": initial_weights})
         write_json(folder / STAGES_FILE, done)
     results = {
         "test": learner.evaluate(data.test, folder),
@@ -118,6 +120,14 @@ def _teacher(config: RunConfig, runs: Path):
             raise KeyboardInterrupt
     learner: Any = load_run(folder)
     return learner.logits
+
+
+def _digest(variables) -> str:
+    """Sixteen hexadecimal digits that differ when any of the values do."""
+    hashed = hashlib.sha256()
+    for variable in variables:
+        hashed.update(variable.numpy().tobytes())
+    return hashed.hexdigest()[:16]
 
 
 def _title(config: RunConfig, number: int) -> str:

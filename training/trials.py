@@ -1,0 +1,112 @@
+"""Runs as comparisons and searches need them: trained to a number of updates, told as a record.
+
+The record is read from the run's own `results.json` and `metrics.jsonl`, so that whatever `fit`
+does is what is compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from training.compare import INTERRUPTED, Cost, Record
+from training.config import GENERATION, RunConfig
+from training.run import fit_run
+from training.runs import RESULTS_FILE, read_json
+from training.stages import Observe
+
+NUM_EVALUATIONS = 20  # points of a curve, besides the start
+TIMED_UPDATES = 10  # in each window of a timing
+TIMED_WINDOWS = 3  # the first of which compiles
+
+
+def train(config: RunConfig, seed: int, updates: int, folder: Path) -> Record:
+    """The record of a run of `updates` updates in its last stage, begun or gone on in `folder`.
+
+    It never stops early: the budget is spent. Raises FloatingPointError if it diverges.
+    """
+    return train_and_observe(config, seed, updates, folder, None)
+
+
+def train_and_observe(
+    config: RunConfig, seed: int, updates: int, folder: Path, observe: Observe | None
+) -> Record:
+    config = dataclasses.replace(
+        config,
+        seed=seed,
+        max_updates=updates,
+        evaluate_every=max(updates // NUM_EVALUATIONS, 1),
+        patience=0,
+    )
+    run, outcome = fit_run(config, folder, observe=observe)
+    if outcome.reason == INTERRUPTED:
+        return {"ended": INTERRUPTED}
+    results = read_json(run / RESULTS_FILE)
+    metric = "loss" if config.task == GENERATION else "accuracy"
+    last = results["stages"][-1]
+    return {
+        "ended": results["ended"],
+        "updates": last["steps"],
+        "gradient_evaluations": last["gradient_evaluations"],
+        "seconds": (points := curve(run, config.name, last))[-1]["seconds"],
+        "score_name": f"validation_{metric}",
+        "higher_is_better": metric == "accuracy",
+        "score": results["validation"][metric],
+        "test": {n: v for n, v in results["test"].items() if isinstance(v, int | float)},
+        "curve": points,
+        "initial_weights": last.get("initial_weights", ""),
+        "message": "",
+    }
+
+
+def calibrate(config: RunConfig) -> Cost:
+    """What an update of the last stage costs, timed in a short run that is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        short = dataclasses.replace(
+            config,
+            max_updates=TIMED_UPDATES * TIMED_WINDOWS,
+            evaluate_every=TIMED_UPDATES,
+            patience=0,
+        )
+        run, outcome = fit_run(short, Path(folder))
+        if outcome.reason == INTERRUPTED:
+            raise KeyboardInterrupt
+        last = read_json(run / RESULTS_FILE)["stages"][-1]
+        points = curve(run, config.name, last)
+    compiled, end = points[1], points[-1]
+    return Cost(
+        seconds=(end["seconds"] - compiled["seconds"]) / (end["updates"] - compiled["updates"]),
+        gradient_evaluations=last["gradient_evaluations"] // last["steps"],
+    )
+
+
+def curve(run: Path, stage: str, record: dict[str, Any]) -> list[dict[str, float]]:
+    """One point for each evaluation of the run's last stage, counted from its beginning.
+
+    `seconds` are those between the reports of updates and what came before them: compiling and
+    saving are in them, evaluation is not.
+    """
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    entries = [entry for entry in entries if entry.get("stage", stage) == stage]
+    evaluations = record["gradient_evaluations"] // max(record["steps"], 1)
+    points: list[dict[str, float]] = []
+    first, seconds, before, loss = entries[0]["step"], 0.0, entries[0]["seconds"], None
+    for entry in entries:
+        if "validation_loss" not in entry:
+            seconds += entry["seconds"] - before
+            loss = entry["loss"]
+        else:
+            updates = entry["step"] - first
+            point = {
+                "updates": updates,
+                "gradient_evaluations": updates * evaluations,
+                "seconds": round(seconds, 3),
+            }
+            if loss is not None:
+                point["loss"] = loss
+            points.append(point | {k: v for k, v in entry.items() if k.startswith("validation_")})
+        before = entry["seconds"]
+    return points
