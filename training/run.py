@@ -55,7 +55,7 @@ def fit_run(
         logger.info(note)
     teacher = _teacher(config, runs)
     with replicas.scope():
-        learner = _begin(config, folder, data)
+        learner = begin_run(config, folder, data)
     done: list[dict] = read_json(folder / STAGES_FILE) if (folder / STAGES_FILE).is_file() else []
     if done:  # go on from the weights that the last finished stage ended with
         last = stage_folder(folder, config.stages[len(done) - 1])
@@ -137,7 +137,7 @@ def _title(config: RunConfig, number: int) -> str:
     return f"{config.name} ({number + 1}/{len(config.stages)} {stage.name})"
 
 
-def _begin(config: RunConfig, folder: Path, data: Any) -> Learner:
+def begin_run(config: RunConfig, folder: Path, data: Any) -> Learner:
     """A new learner, its configuration and vocabulary written first; or the one begun before."""
     if (folder / CONFIG_FILE).is_file():
         return _load(config, folder)

@@ -7,16 +7,22 @@ does is what is compared.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from training.compare import INTERRUPTED, Cost, Record
 from training.config import GENERATION, RunConfig
-from training.run import fit_run
+from training.datasets.catalogue import load_dataset
+from training.rate_finder import RangeTest, find_rate
+from training.run import begin_run, fit_run
 from training.runs import RESULTS_FILE, read_json
-from training.stages import Observe
+from training.stacking import stack
+from training.stages import build_stage
+from training.strategies.compiled import compile_updates
 
 NUM_EVALUATIONS = 20  # points of a curve, besides the start
 TIMED_UPDATES = 10  # in each window of a timing
@@ -28,12 +34,6 @@ def train(config: RunConfig, seed: int, updates: int, folder: Path) -> Record:
 
     It never stops early: the budget is spent. Raises FloatingPointError if it diverges.
     """
-    return train_and_observe(config, seed, updates, folder, None)
-
-
-def train_and_observe(
-    config: RunConfig, seed: int, updates: int, folder: Path, observe: Observe | None
-) -> Record:
     config = dataclasses.replace(
         config,
         seed=seed,
@@ -41,11 +41,11 @@ def train_and_observe(
         evaluate_every=max(updates // NUM_EVALUATIONS, 1),
         patience=0,
     )
-    run, outcome = fit_run(config, folder, observe=observe)
+    run, outcome = fit_run(config, folder)
     if outcome.reason == INTERRUPTED:
         return {"ended": INTERRUPTED}
     results = read_json(run / RESULTS_FILE)
-    metric = "loss" if config.task == GENERATION else "accuracy"
+    metric = metric_of(config)
     last = results["stages"][-1]
     return {
         "ended": results["ended"],
@@ -81,6 +81,55 @@ def calibrate(config: RunConfig) -> Cost:
         seconds=(end["seconds"] - compiled["seconds"]) / (end["updates"] - compiled["updates"]),
         gradient_evaluations=last["gradient_evaluations"] // last["steps"],
     )
+
+
+def metric_of(config: RunConfig) -> str:
+    """The figure on the validation split that is compared: loss (lower is better) or accuracy."""
+    return "loss" if config.task == GENERATION else "accuracy"
+
+
+def try_settings(config: RunConfig, on_evaluation: Callable[[int, float], None]) -> float:
+    """The score of a run of the recipe's own length, which leaves nothing behind.
+
+    `on_evaluation(updates, score)` hears of every evaluation and may raise to end the run.
+    """
+    metric = metric_of(config)
+    with tempfile.TemporaryDirectory() as folder:
+        run, outcome = fit_run(
+            config,
+            Path(folder),
+            observe=lambda update, metrics: on_evaluation(update, metrics[metric]),
+        )
+        if outcome.reason == INTERRUPTED:
+            raise KeyboardInterrupt
+        return read_json(run / RESULTS_FILE)["validation"][metric]
+
+
+def range_test(config: RunConfig, *, low: float, high: float, num_updates: int) -> RangeTest:
+    """`find_rate` on the last stage of a recipe, from its initial weights, with its strategy.
+
+    Rates are those of `optimizer.peak_learning_rate`; the network is thrown away.
+    """
+    config = dataclasses.replace(
+        config,
+        max_updates=num_updates,
+        optimizer=dataclasses.replace(
+            config.optimizer, peak_learning_rate=1.0, schedule="constant"
+        ),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        data: Any = load_dataset(config.dataset, config.task)
+        learner = begin_run(config, Path(folder) / "run", data)
+    stage = build_stage(config, len(config.stages) - 1, learner)
+    rule, take_updates = stage.rule, compile_updates(stage.rule)
+    batches = (stage.batches.at(i) for i in itertools.count())
+
+    def step(rate: float) -> float:
+        rule.optimizer_rule.optimizer.rate.multiplier.assign(rate)
+        said = take_updates(stack(list(itertools.islice(batches, rule.num_batches))))
+        return float(said["loss_sum"][0]) / max(float(said["num_targets"][0]), 1.0)
+
+    return find_rate(step, low=low, high=high, num_updates=num_updates)
 
 
 def curve(run: Path, stage: str, record: dict[str, Any]) -> list[dict[str, float]]:
