@@ -44,7 +44,8 @@ def find_rate(
 
     `step(rate)` makes one update and returns the loss before it. Losses are smoothed by an
     exponential mean with its bias corrected (Kingma & Ba, 2015, sec. 3). The test ends when the
-    smoothed loss is above `stop_at` times its lowest, or not finite any more. Suggested are the
+    smoothed loss is above `stop_at` times its lowest (from the tenth on, when the mean has
+    settled), or not finite any more. Suggested are the
     rate of steepest descent against the logarithm of the rate, up to the lowest loss, and a tenth
     of the rate of the lowest loss; both None when the loss never fell. It moves the weights:
     whoever calls puts them back.
@@ -68,7 +69,8 @@ def find_rate(
         rates.append(rate)
         losses.append(loss)
         smoothed.append(mean / (1 - SMOOTHING**number))
-        lowest = min(lowest, smoothed[-1])
+        if number >= MIN_UPDATES // 2:  # before, one odd batch would decide
+            lowest = min(lowest, smoothed[-1])
         # The distance from the lowest, for losses that may be below 0 as well.
         if smoothed[-1] - lowest > (stop_at - 1) * abs(lowest):
             ended = f"the loss rose above {stop_at:g} times its lowest at rate {rate:.3g}"

@@ -135,17 +135,17 @@ def range_test(config: RunConfig, *, low: float, high: float, num_updates: int) 
 def curve(run: Path, stage: str, record: dict[str, Any]) -> list[dict[str, float]]:
     """One point for each evaluation of the run's last stage, counted from its beginning.
 
-    `seconds` are those between the reports of updates and what came before them: compiling and
-    saving are in them, evaluation is not.
+    `seconds` are those of updates, the compiling of the first included; evaluating and saving are
+    not in them.
     """
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     entries = [entry for entry in entries if entry.get("stage", stage) == stage]
     evaluations = record["gradient_evaluations"] // max(record["steps"], 1)
     points: list[dict[str, float]] = []
-    first, seconds, before, loss = entries[0]["step"], 0.0, entries[0]["seconds"], None
+    first, seconds, loss = entries[0]["step"], 0.0, None
     for entry in entries:
         if "validation_loss" not in entry:
-            seconds += entry["seconds"] - before
+            seconds += entry["update_seconds"]
             loss = entry["loss"]
         else:
             updates = entry["step"] - first
@@ -157,5 +157,4 @@ def curve(run: Path, stage: str, record: dict[str, Any]) -> list[dict[str, float
             if loss is not None:
                 point["loss"] = loss
             points.append(point | {k: v for k, v in entry.items() if k.startswith("validation_")})
-        before = entry["seconds"]
     return points

@@ -69,15 +69,14 @@ def test_an_update_is_timed_after_compilation(config):
     assert cost.seconds > 0
 
 
-def test_a_curve_counts_updates_not_evaluations(tmp_path):
-    """Evaluation takes 5 s at first and then 10 s; updates 3 s (with compiling), then 1 s each."""
+def test_a_curve_counts_the_time_of_updates_alone(tmp_path):
     lines = [
-        {"step": 7, "stage": "earlier", "seconds": 99.0, "loss": 9.0},
+        {"step": 7, "stage": "earlier", "update_seconds": 99.0, "loss": 9.0},
         {"step": 10, "stage": "last", "seconds": 5.0, "validation_loss": 0.7},
-        {"step": 12, "stage": "last", "seconds": 8.0, "loss": 0.6},
+        {"step": 12, "stage": "last", "update_seconds": 3.0, "loss": 0.6},
         {"step": 12, "stage": "last", "seconds": 18.0, "validation_loss": 0.5},
-        {"step": 13, "stage": "last", "seconds": 19.0, "loss": 0.4},
-        {"step": 14, "stage": "last", "seconds": 20.0, "loss": 0.3},
+        {"step": 13, "stage": "last", "update_seconds": 1.0, "loss": 0.4},
+        {"step": 14, "stage": "last", "update_seconds": 1.0, "loss": 0.3},
         {"step": 14, "stage": "last", "seconds": 30.0, "validation_loss": 0.2},
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
