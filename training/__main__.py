@@ -11,6 +11,14 @@ import os
 import sys
 from pathlib import Path
 
+from training.options import (
+    COMPARE,
+    FIND_RATE,
+    SEARCH,
+    add_compare,
+    add_find_rate,
+    add_search,
+)
 from training.recipes import DEFAULT_RECIPES
 
 INTERRUPTED = 130  # the exit code that shells give Ctrl-C
@@ -126,6 +134,10 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--kills", type=int, default=3, help="at random moments (3)")
     verify.add_argument("--seed", type=int, default=0, help="of those moments (0)")
     _add_settings(verify)
+
+    add_compare(command("compare", COMPARE))
+    add_search(command("search", SEARCH))
+    add_find_rate(command("find-rate", FIND_RATE))
 
     command("list", "recipes, models, tokenizers, data sets, optimizers and strategies")
 

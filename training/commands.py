@@ -1,4 +1,5 @@
-"""What each command of `python -m training` does. Only this file and `verify.py` print.
+"""What each command of `python -m training` does. Only this file, `experiments.py`
+and `verify.py` print.
 
 TensorFlow is imported inside the functions that compute: listing and reusing need none.
 """
@@ -22,6 +23,7 @@ from model.runtime import import_tensorflow
 from training.config import CLASSIFICATION, OBJECTIVES, RunConfig, override
 from training.datasets import DATASETS, load_dataset, read_documents, read_labelled, read_texts
 from training.datasets.config import USER_FILE, DatasetConfig
+from training.experiments import compare, find_rate, search
 from training.recipes import RECIPES, recipe
 from training.runs import (
     RESULTS_FILE,
@@ -209,6 +211,9 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "evaluate": evaluate,
     "predict": predict,
     "export": export,
+    "compare": compare,
+    "search": search,
+    "find-rate": find_rate,
     "list": show_list,
     "plot-schedule": plot_schedule,
     "verify-resume": verify_resume,

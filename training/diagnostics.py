@@ -36,12 +36,14 @@ class Totals:
         }
         total = {name: float(values.sum(dtype=np.float64)) for name, values in series.items()}
         num_targets = max(total["num_targets"], 1.0)
+        seconds = time.monotonic() - self.since
         report = {
             "loss": total["loss_sum"] / num_targets,
             "accuracy": total["num_correct"] / num_targets,
             # max() passes over a NaN that is not first, and the worst is what must be seen.
             "grad_norm": float(np.max(series["grad_norm"])),
-            f"{self.unit}_per_second": total["num_targets"] / (time.monotonic() - self.since),
+            f"{self.unit}_per_second": total["num_targets"] / seconds,
+            "update_seconds": seconds,  # neither evaluating nor saving is in them
         }
         if "moved_loss_sum" in total:  # how far the loss rises at the worst point nearby
             report["sharpness"] = (total["moved_loss_sum"] - total["loss_sum"]) / num_targets

@@ -102,6 +102,7 @@ def fit(
         saved = time.monotonic()
 
     def evaluate_and_keep() -> None:
+        progress["step"] = step  # who observes the evaluation reads it
         with in_evaluation():
             metrics = evaluate()
             if not math.isfinite(metrics["loss"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def fit_run(
         logger.info(note)
     teacher = _teacher(config, runs)
     with replicas.scope():
-        learner = _begin(config, folder, data)
+        learner = begin_run(config, folder, data)
     done: list[dict] = read_json(folder / STAGES_FILE) if (folder / STAGES_FILE).is_file() else []
     if done:  # go on from the weights that the last finished stage ended with
         last = stage_folder(folder, config.stages[len(done) - 1])
@@ -63,6 +64,7 @@ def fit_run(
     for number in range(len(done), len(config.stages)):
         with replicas.scope():
             stage = build_stage(config, number, learner, teacher=teacher, replicas=replicas)
+        initial_weights = _digest(learner.model.variables)
         log = Log(
             folder,
             title=_title(config, number),
@@ -79,7 +81,7 @@ def fit_run(
         if stage.lora:  # a network without the low-rank parts, into which they are merged
             learner = _load(config, folder)
         Checkpoints(stage_folder(folder, stage.config), learner.model).restore_best()
-        done.append(stage.record(outcome))
+        done.append(stage.record(outcome) | {"initial_weights": initial_weights})
         write_json(folder / STAGES_FILE, done)
     results = {
         "test": learner.evaluate(data.test, folder),
@@ -120,6 +122,14 @@ def _teacher(config: RunConfig, runs: Path):
     return learner.logits
 
 
+def _digest(variables) -> str:
+    """Sixteen hexadecimal digits that differ when any of the values do."""
+    hashed = hashlib.sha256()
+    for variable in variables:
+        hashed.update(variable.numpy().tobytes())
+    return hashed.hexdigest()[:16]
+
+
 def _title(config: RunConfig, number: int) -> str:
     stage = config.stages[number]
     if len(config.stages) == 1:
@@ -127,7 +137,7 @@ def _title(config: RunConfig, number: int) -> str:
     return f"{config.name} ({number + 1}/{len(config.stages)} {stage.name})"
 
 
-def _begin(config: RunConfig, folder: Path, data: Any) -> Learner:
+def begin_run(config: RunConfig, folder: Path, data: Any) -> Learner:
     """A new learner, its configuration and vocabulary written first; or the one begun before."""
     if (folder / CONFIG_FILE).is_file():
         return _load(config, folder)

@@ -1,0 +1,134 @@
+"""What `compare`, `search` and `find-rate` do and print.
+
+TensorFlow and Matplotlib are imported inside the functions that need them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from model.runtime import import_tensorflow
+from training.config import RunConfig, override
+from training.datasets.catalogue import fingerprint
+from training.options import check_compare
+from training.recipes import recipe
+
+INTERRUPTED = 130
+
+
+def compare(options: argparse.Namespace) -> int:
+    check_compare(options)
+    import_tensorflow()
+    return _compare_on_surface(options) if options.surface else _compare_recipe(options)
+
+
+def _compare_recipe(options: argparse.Namespace) -> int:
+    from training.compare import compare_recipe
+    from training.report import brief_table, in_words, write_report
+    from training.trials import calibrate, train
+
+    config = override(recipe(options.recipe), options.set)
+    comparison, folder, is_interrupted = compare_recipe(
+        options.recipe,
+        config,
+        data=_fingerprints(config),
+        strategies=options.strategies,
+        budget=options.budget,
+        num_seeds=options.seeds,
+        output=options.output,
+        train=train,
+        calibrate=calibrate,
+    )
+    results = write_report(comparison, folder)
+    print(f"\n{brief_table(comparison, results)}\n\n{in_words(results)}")
+    print(f"\nReport: {folder / 'report.html'}")
+    if is_interrupted:
+        print("Interrupted. What was done is kept; run the same command again.")
+        return INTERRUPTED
+    return 0
+
+
+def _compare_on_surface(options: argparse.Namespace) -> int:
+    from training.compare import split_strategies, strategy_of
+    from training.surfaces import RuleWalker, path, surface, write_surface_report
+
+    on = surface(options.surface)
+    updates = options.updates or on.updates
+
+    def walk(label: str) -> np.ndarray:
+        strategy = strategy_of(label, "sgd")
+        return path(lambda place: RuleWalker(strategy, place, updates), on, updates)
+
+    paths = {label: walk(label) for label in split_strategies(options.strategies)}
+    folder = options.output or Path("comparisons") / on.name
+    print(write_surface_report(on, paths, updates, folder))
+    print(f"\nPicture: {folder / 'surface.png'}")
+    return 0
+
+
+def search(options: argparse.Namespace) -> int:
+    from training.search import (
+        best_trial,
+        default_space,
+        fit_command,
+        parse_space,
+        search_folder,
+        write_search,
+    )
+    from training.search import search as run_search
+
+    config = override(recipe(options.recipe), options.set)
+    text = options.space or default_space(config.to_dict())
+    space = parse_space(text)
+    identity = {
+        "recipe": options.recipe,
+        "settings": config.to_dict(),
+        "data": _fingerprints(config),
+        "space": text,
+        "seed": options.seed,
+    }
+    folder = options.output or search_folder(Path("searches"), options.recipe, identity)
+    import_tensorflow()
+    from training.trials import metric_of, try_settings
+
+    metric = metric_of(config)
+    study = run_search(
+        space,
+        folder=folder,
+        identity=identity,
+        num_trials=options.trials,
+        seed=options.seed,
+        higher_is_better=metric == "accuracy",
+        train=lambda assignments, number, on_evaluation: try_settings(
+            override(config, assignments), on_evaluation
+        ),
+    )
+    score_name = f"validation_{metric}"
+    print(write_search(study, folder=folder, recipe=options.recipe, score_name=score_name))
+    best = best_trial(study)
+    print(f"\nBest {score_name.replace('_', ' ')}: {best.value:.4f}. Train with it:")
+    print(f"  {fit_command(options.recipe, best, options.set)}")
+    return 0
+
+
+def find_rate(options: argparse.Namespace) -> int:
+    config = override(recipe(options.recipe), options.set)
+    import_tensorflow()
+    from training.rate_finder import advice, write_rate_figure
+    from training.trials import range_test
+
+    test = range_test(config, low=options.low, high=options.high, num_updates=options.updates)
+    folder = options.output or Path("rates") / options.recipe
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rate_figure(test, folder)
+    print(f"{advice(test)}\nPicture: {folder / 'learning_rates.png'}")
+    return 0
+
+
+def _fingerprints(config: RunConfig) -> str:
+    """Of all data that the run reads."""
+    used = [stage.dataset for stage in config.stages] + [stage.mixture for stage in config.stages]
+    return " ".join(fingerprint(dataset) for dataset in used if dataset)
