@@ -27,7 +27,7 @@ import numpy as np
 from training.config import RunConfig, override
 from training.datasets import load_dataset
 from training.recipes import recipe
-from training.run import _begin
+from training.run import begin_run
 from training.stages import build_stage
 from training.stacking import stack
 from training.strategies.compiled import compile_updates
@@ -63,7 +63,7 @@ class Runner:
 
     def __init__(self, config: RunConfig, data, strategy: str, folder: Path):
         config = replace(config, strategy=strategy)
-        learner = _begin(config, folder / str(abs(hash(strategy))), data)
+        learner = begin_run(config, folder / str(abs(hash(strategy))), data)
         self.stage = build_stage(config, 0, learner)
         self.rule, self.step = self.stage.rule, 0
         self.take = compile_updates(self.rule)
@@ -101,7 +101,9 @@ def main() -> None:
     config = override(recipe(options.recipe), options.set)
     data = load_dataset(config.dataset, config.task)
     chosen = options.strategies.split(";") if options.strategies else STRATEGIES
-    print("| strategy | evaluations an update | time of one over plain | quartiles | first call s |")
+    print(
+        "| strategy | evaluations an update | time of one over plain | quartiles | first call s |"
+    )
     print("|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         plain = Runner(config, data, PLAIN, Path(folder))

@@ -82,7 +82,18 @@ def test_documents_hold_no_placeholder():
         assert not re.search(r"@[A-Z]+@|TODO|FIXME|XXX", text_of(name)), name
 
 
-@pytest.mark.parametrize("name", ["training.datasets.examples", "ui.charts"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "training.datasets.examples",
+        "training.expressions",
+        "training.statistics",
+        "training.report",
+        "training.compare",
+        "training.search",
+        "ui.charts",
+    ],
+)
 def test_examples_in_docstrings_give_what_they_show(name):
     results = doctest.testmod(importlib.import_module(name))
     assert results.attempted > 0 and results.failed == 0

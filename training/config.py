@@ -364,7 +364,8 @@ def _from_dict(cls: type, values: Any, prefix: str) -> Any:
             value = _from_dict(section, value, path + ".")
         elif not _fits(value, hint):
             raise ValueError(f"{path} must be {_describe(hint)}. Received: {value!r}")
-        arguments[name] = float(value) if _is_float(hint) and value is not None else value
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        arguments[name] = float(value) if _is_float(hint) and is_number else value
     missing = [
         f.name
         for f in dataclasses.fields(cls)
