@@ -28,8 +28,8 @@ from training.config import RunConfig, override
 from training.datasets import load_dataset
 from training.recipes import recipe
 from training.run import begin_run
-from training.stages import build_stage
 from training.stacking import stack
+from training.stages import build_stage
 from training.strategies.compiled import compile_updates
 
 PLAIN = "adamw"
