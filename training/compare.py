@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any
 
 from training.config import RunConfig
-from training.expressions import parse_short
+from training.expressions import parse_short, parse_value
 from training.report import Comparison
 from training.runs import read_json, write_json
-from training.strategies.catalogue import OPTIMIZERS, canonical, nest, resolve
+from training.strategies.catalogue import OPTIMIZERS, SCHEDULE_FREE, canonical, nest, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -170,13 +170,29 @@ def innermost(expression: str) -> str:
 def entries_of(text: str, config: RunConfig) -> list[Entry]:
     """What `--strategies` names, each with the run's configuration by it.
 
-    The strategy is that of the run's last stage; those before it stay as the recipe has them.
+    `NAME@RATE` sets the peak learning rate, as what suits one optimizer is wrong for another;
+    Schedule-Free ones take the recipe's warm-up and then a constant rate. The strategy is that of
+    the run's last stage; those before it stay as the recipe has them.
     """
-    optimizer = innermost(config.strategy)
-    return [
-        Entry(label, strategy := strategy_of(label, optimizer), replace(config, strategy=strategy))
-        for label in split_strategies(text)
-    ]
+    return [_entry(label, config) for label in split_strategies(text)]
+
+
+def _entry(label: str, config: RunConfig) -> Entry:
+    name, separator, rate = label.partition("@")
+    strategy = strategy_of(name.strip(), innermost(config.strategy))
+    optimizer = config.optimizer
+    if separator:
+        try:
+            optimizer = replace(optimizer, peak_learning_rate=float(rate))
+        except ValueError as error:
+            raise ValueError(
+                f"--strategies takes NAME@RATE with a rate above 0, such as muon@0.02. "
+                f"Received: {label!r}"
+            ) from error
+    if resolve(strategy)[-1].name in SCHEDULE_FREE:
+        warmup = dict(getattr(parse_value(optimizer.schedule), "keywords", {})).get("warmup", 0)
+        optimizer = replace(optimizer, schedule=f"constant(warmup={warmup})")
+    return Entry(label, strategy, replace(config, strategy=strategy, optimizer=optimizer))
 
 
 def updates_for(budget: Budget, cost: Cost) -> int:

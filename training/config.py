@@ -28,8 +28,9 @@ from model.config import (
     require,
 )
 from training.datasets.config import DatasetConfig
+from training.expressions import Call, parse_value
 from training.schedules import check as check_schedule
-from training.strategies.catalogue import resolve
+from training.strategies.catalogue import SCHEDULE_FREE, resolve
 
 CLASSIFICATION, GENERATION = "classification", "generation"
 
@@ -54,7 +55,7 @@ FULL_BATCH = "full"  # as a batch size: every update sees the whole training spl
 class OptimizerConfig:
     peak_learning_rate: float = 1e-3
     schedule: str = "cosine"  # of the rate, in fractions of the peak; see `list`
-    weight_decay: float | str = 0.0  # decoupled; matrices only: no embedding, norm or bias decays
+    weight_decay: float | str = 0.0  # decoupled, of any optimizer; no embedding, norm, bias decays
     embedding_rate_factor: float = 1.0  # learning rate of embeddings over that of the rest
     clip_norm: float | None = 1.0  # of the whole gradient; None never clips
 
@@ -168,7 +169,16 @@ class StageConfig:
             self.max_updates,
         )
         check_schedule(self.mixture_share, "mixture_share")
-        private = any(link.name == "dp_sgd" for link in resolve(self.strategy))
+        chain = resolve(self.strategy)
+        schedule = parse_value(self.optimizer.schedule, "optimizer.schedule")
+        name = schedule.name if isinstance(schedule, Call) else "constant"
+        require(
+            chain[-1].name not in SCHEDULE_FREE or name in ("constant", "plateau"),
+            "optimizer.schedule",
+            f"constant(warmup=...) with {chain[-1].name}, which averages in place of a falling rate",
+            self.optimizer.schedule,
+        )
+        private = any(link.name == "dp_sgd" for link in chain)
         require(
             not private or isinstance(size, int),
             "batch_size",

@@ -16,7 +16,8 @@ def add_compare(sub: argparse.ArgumentParser) -> None:
         "--strategies",
         required=True,
         metavar="A,B,...",
-        help="the first one is compared with; e.g. adamw,accumulate:4,lookahead:5+sam,diloco:4x20",
+        help="the first one is compared with; e.g. adamw,accumulate:4,lookahead:5+sam,diloco:4x20; "
+        "NAME@RATE sets the peak learning rate, as in muon@0.02",
     )
     sub.add_argument(
         "--budget", help="of each run: 60s, 2000updates or 4000evaluations of gradients (60s)"

@@ -19,6 +19,7 @@ from training.config import DISTILLATION, FULL_BATCH, GENERATION, SUPERVISED, Ru
 from training.datasets.catalogue import DATASETS, load_dataset
 from training.loop import Outcome, Plan, fit
 from training.objectives import Objective, build_batches, build_objective
+from training.optimizers import rules_by_variable
 from training.pipeline import Batches
 from training.progress import Log
 from training.schedules import Plateau, tabulate
@@ -63,6 +64,7 @@ class Stage:
             "gradient_evaluations": outcome.step * self.rule.num_evaluations,
             "seconds": round(outcome.seconds, 1),
             "ended": outcome.reason,
+            "moved_by": rules_by_variable(self.rule.optimizer_rule.optimizer),
         }
         if self.privacy:
             record |= {"epsilon": self.privacy(outcome.step), "delta": DELTA}
@@ -122,6 +124,10 @@ def build_stage(
         rate_factors=config.factors(),
         replicas=replicas,
     )
+    moved_by = rules_by_variable(rule.optimizer_rule.optimizer)
+    if len(set(moved_by.values())) > 1:
+        for path, how in moved_by.items():
+            logger.info(f"{config.name}: {path} is moved by {how}.")
     if config.dropout is not None:
         table = tabulate(config.dropout, num_updates, "dropout")
         rule = Scheduled(rule, dropout_rates(learner.model), table, "dropout")

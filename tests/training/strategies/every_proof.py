@@ -12,13 +12,13 @@ if __name__ == "__main__":  # what pytest does for the tests
     folders = ("", "tests", "tests/model", "tests/training/strategies")
     sys.path[:0] = [str(ROOT / folder) for folder in folders]
 
-import adaptation_proofs
-import proofs_across
-import proofs_devices
-import proofs_gradients
-import proofs_optimizers
+import adaptation_proofs  # noqa: E402
+import proofs_across  # noqa: E402
+import proofs_devices  # noqa: E402
+import proofs_gradients  # noqa: E402
+import proofs_optimizers  # noqa: E402
 
-from training.strategies.catalogue import PARTS
+from training.strategies.catalogue import PARTS  # noqa: E402
 
 MODULES = (
     proofs_optimizers,
