@@ -34,9 +34,15 @@ class TabulatedRate(keras.optimizers.schedules.LearningRateSchedule):
             name="rate_multiplier",
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
+        # Updates before the optimizer's first; a variable of a rule that begins it anew.
+        self.begun: tf.Variable | int = 0
 
     def __call__(self, step):
-        return at(self.table, step) * self.multiplier
+        return at(self.table, self.of_run(step)) * self.multiplier
+
+    def of_run(self, step):
+        """The update of the run that is number `step` of the optimizer."""
+        return tf.cast(step, tf.int64) + self.begun
 
 
 def at(table: tf.Tensor, step) -> tf.Tensor:
@@ -68,9 +74,8 @@ class _ByVariable:
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
         if self.decay_table is not None and self._decays[index]:
-            decay = learning_rate * tf.cast(
-                at(self.decay_table, self.iterations), learning_rate.dtype
-            )
+            update = self.rate.of_run(self.iterations)
+            decay = learning_rate * tf.cast(at(self.decay_table, update), learning_rate.dtype)
             self.assign_sub(variable, variable * tf.cast(decay, variable.dtype))
         super().update_step(gradient, variable, learning_rate * self._factors[index])
 

@@ -24,10 +24,7 @@ class Average(AcrossUpdates):
         weights = [tf.convert_to_tensor(weight.value) for weight in self.weights]
         assign(
             self.average,
-            [
-                a + tf.cast(share, a.dtype) * (w - a)
-                for a, w in zip(self.average, weights, strict=True)
-            ],
+            [_towards(w, a, share) for w, a in zip(weights, self.average, strict=True)],
         )
         assign([self.count], [count])
         return sums
@@ -37,7 +34,10 @@ class Average(AcrossUpdates):
         raise NotImplementedError
 
     def evaluation_weights(self):
-        return [tf.convert_to_tensor(average) for average in self.average]
+        return [
+            tf.where(self.count == 0, tf.convert_to_tensor(weight.value), average)
+            for weight, average in zip(self.weights, self.average, strict=True)
+        ]
 
     def diagnostics(self):
         distance = [
@@ -45,6 +45,12 @@ class Average(AcrossUpdates):
             for w, a in zip(self.weights, self.average, strict=True)
         ]
         return super().diagnostics() | {"average_distance": global_norm(distance)}
+
+
+def _towards(weight: tf.Tensor, average, share: tf.Tensor) -> tf.Tensor:
+    """average + share (weight - average), without rounding where that is one of them."""
+    moved = average + tf.cast(share, average.dtype) * (weight - average)
+    return tf.where(share == 1, weight, moved)
 
 
 class ExponentialMovingAverage(Average):
