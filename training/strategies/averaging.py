@@ -19,15 +19,16 @@ class Average(AcrossUpdates):
 
     def update(self, batches):
         sums = self.inner.update(batches)
+        self.watch()
+        return sums
+
+    def watch(self) -> None:
+        """Takes the weights as they are into the average."""
         count = self.count + 1
         share = self.share(count)
         weights = [tf.convert_to_tensor(weight.value) for weight in self.weights]
-        assign(
-            self.average,
-            [_towards(w, a, share) for w, a in zip(weights, self.average, strict=True)],
-        )
-        assign([self.count], [count])
-        return sums
+        moved = [_towards(w, a, share) for w, a in zip(weights, self.average, strict=True)]
+        assign([*self.average, self.count], [*moved, count])
 
     def share(self, count: tf.Tensor) -> tf.Tensor:
         """Of the newest weights in the average after update `count` (from 1): float64 scalar."""
@@ -56,7 +57,7 @@ def _towards(weight: tf.Tensor, average, share: tf.Tensor) -> tf.Tensor:
 class ExponentialMovingAverage(Average):
     """e <- b e + (1-b) w once an update, over the weight that its start still has.
 
-    The correction is Adam's (Kingma & Ba, 2015, sec. 3): after t updates the average holds
+    The correction is that of Kingma & Ba (2015, sec. 7.2): after t updates the average holds
     (1-b) sum_s b^(t-s) w_s / (1 - b^t), so the random start takes no part in it and beta = 0 is the
     weights themselves.
     """
@@ -66,9 +67,8 @@ class ExponentialMovingAverage(Average):
         self.beta = beta
 
     def share(self, count):
-        return (1 - self.beta) / (
-            1 - tf.pow(tf.cast(self.beta, tf.float64), tf.cast(count, tf.float64))
-        )
+        beta = tf.constant(self.beta, tf.float64)
+        return (1 - beta) / (1 - tf.pow(beta, tf.cast(count, tf.float64)))
 
 
 class StochasticWeightAverage(Average):
