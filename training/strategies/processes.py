@@ -43,13 +43,16 @@ class WorkerBatches:
     """The micro-batches of one process: those that the simulation gives to that worker.
 
     Of the `batches_per_update` micro-batches of each worker, this process reads part `index` of
-    every `num`. `at(i)` counts the micro-batches of this process.
+    every `num`. `at(i)` counts the micro-batches of this process, and so does `num_batches`, one
+    pass; all else is as in `batches`.
     """
 
     def __init__(self, batches, exchange: Exchange, batches_per_update: int):
         self.batches, self.exchange, self.size = batches, exchange, batches_per_update
 
-    def __getattr__(self, name):
+        self.num_batches = batches.num_batches // exchange.num
+
+    def __getattr__(self, name: str):
         return getattr(self.batches, name)
 
     def at(self, index: int):

@@ -20,7 +20,7 @@ def main(expression: str, stop: int, total: int, file: str) -> None:
 
     class Worker(Words):
         def batch(self, i):
-            every = SimpleNamespace(at=super().batch)
+            every = SimpleNamespace(at=super().batch, num_batches=0)
             return WorkerBatches(every, exchange, self.rule.num_batches).at(i)
 
     toy = Worker(expression, exchange=exchange, **SETTINGS)

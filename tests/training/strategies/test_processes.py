@@ -70,12 +70,12 @@ def test_two_processes_are_two_simulated_workers(tmp_path):
 
 
 def test_a_worker_reads_the_micro_batches_that_the_simulation_gives_it():
-    every = SimpleNamespace(at=lambda i: i, num_batches=7)
+    every = SimpleNamespace(at=lambda i: i, num_batches=7, longest=5)
     read = []
     for index in range(3):
         exchange = SimpleNamespace(num=3, index=index)
         batches = WorkerBatches(every, exchange, 2)
-        assert batches.num_batches == 7
+        assert (batches.num_batches, batches.longest) == (2, 5)
         read.append([batches.at(i) for i in range(4)])
     assert read == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
 
