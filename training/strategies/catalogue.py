@@ -327,10 +327,12 @@ _REFUSED: dict[tuple[str, str], str] = {
     ("accumulate", "accumulate"): "one window inside another is one window; multiply the numbers",
     ("truncate", "accumulate"): "the chunks belong to one batch; write accumulate(truncate(...))",
     ("truncate", "truncate"): "chunks cannot be cut into chunks; give the smaller window",
+    ("truncate", "r_drop"): "its two passes would need two carried states; use one of them",
+    ("gradient_noise", "loss_scale"): "an update that is skipped draws no noise; write "
+    "loss_scale(gradient_noise(...))",
 } | {
-    (outer, "truncate"): f"both gradients of {outer} would need the same carried state; use one "
-    "of them"
-    for outer in ("sam", "extragradient", "fgm")
+    ("truncate", inner): f"the chunks belong to one gradient; write {inner}(truncate(...))"
+    for inner in ("sam", "extragradient", "fgm")
 }
 _AROUND_DP = "the privacy accounting covers one noisy gradient of each update and nothing around it"
 _AROUND_SCHEDULE_FREE = (

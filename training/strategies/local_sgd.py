@@ -56,7 +56,7 @@ class LocalSGD(AcrossUpdates):
     def _for_each_worker(self, variable) -> tf.Variable:
         """(N, ...): a copy for every worker here, its own from now on."""
         value = tf.convert_to_tensor(variable)
-        name = getattr(variable, "path", variable.name)
+        name = getattr(variable, "path", variable.name.split(":")[0])
         return self.new_variable(f"workers/{name}", tf.stack([value] * self.num_here))
 
     def update(self, batches):

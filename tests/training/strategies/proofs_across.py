@@ -691,7 +691,11 @@ def _forget_to_reset(*names):
     return Reptile, "__init__", begin
 
 
-mutant("the moments pass to the next task", reptile_is_its_definition, _forget_to_reset("_m", "_v"))
+mutant(
+    "the moments pass to the next task",
+    reptile_is_its_definition,
+    _forget_to_reset("momentum", "velocity"),
+)
 mutant(
     "the count of bias correction passes to the next task",
     reptile_is_its_definition,

@@ -73,6 +73,8 @@ def test_what_cannot_be_read_is_refused(expression):
 
 # An order that makes no sense -> the reason.
 _PASSES = ("accumulate", "truncate", "sam", "extragradient", "fgm")
+_GRADIENT = (*_PASSES, "l1", "l2", "gradient_noise", "loss_scale")
+_ONCE = ("r_drop", "sam", "extragradient", "fgm", "l1", "l2", "gradient_noise", "loss_scale")
 _ACROSS = ("lookahead", "local_sgd", "diloco", "reptile")
 REFUSED_ORDERS = {
     # Levels.
@@ -85,18 +87,19 @@ REFUSED_ORDERS = {
     # Within one update.
     "accumulate(accumulate(sgd))": "one window inside another is one window",
     "truncate(accumulate(sgd))": r"write accumulate\(truncate\(",
-    "truncate(sam(accumulate(sgd)))": r"write accumulate\(truncate\(",
+    "truncate(l2(accumulate(sgd)))": r"write accumulate\(truncate\(",
     "truncate(truncate(sgd))": "chunks cannot be cut into chunks",
-    "sam(truncate(sgd))": "both gradients of sam would need the same carried state",
-    "extragradient(truncate(sgd))": "both gradients of extragradient would need the same",
-    "fgm(truncate(sgd))": "both gradients of fgm would need the same",
-    "sam(sam(sgd))": "one is enough",
+    **{
+        f"truncate({inner}(sgd))": rf"belong to one gradient; write {inner}\(truncate\("
+        for inner in ("sam", "extragradient", "fgm")
+    },
+    "truncate(r_drop(sgd))": "two passes would need two carried states",
+    "gradient_noise(loss_scale(sgd))": r"write loss_scale\(gradient_noise\(",
+    **{f"{name}({name}(sgd))": "one is enough" for name in _ONCE},
     "l2(accumulate(l2(sgd)))": "one is enough",
-    "loss_scale(loss_scale(sgd))": "one is enough",
-    "accumulate(dp_sgd(sgd))": "the privacy accounting covers",
-    "dp_sgd(accumulate(sgd))": "the privacy accounting covers",
     "dp_sgd(dp_sgd(sgd))": "the privacy accounting covers",
-    "gradient_noise(dp_sgd(sgd))": "the privacy accounting covers",
+    **{f"dp_sgd({name}(sgd))": "the privacy accounting covers" for name in _GRADIENT},
+    **{f"{name}(dp_sgd(sgd))": "the privacy accounting covers" for name in _GRADIENT},
     "dp_sgd(r_drop(sgd))": "the privacy accounting covers",
     **{
         f"{outer}(loss_scale(sgd))": rf"skip the whole update.*write loss_scale\({outer}\("
@@ -136,6 +139,21 @@ def test_an_order_that_makes_no_sense_is_refused_with_the_reason(expression):
     with pytest.raises(ValueError, match=REFUSED_ORDERS[expression]) as error:
         resolve(expression, "strategy")
     assert str(error.value).startswith(f"strategy={expression}: ")
+
+
+def test_every_pair_that_is_refused_for_more_than_its_level_is_listed_here():
+    listed = {expression.rstrip(")").removesuffix("(sgd") for expression in REFUSED_ORDERS}
+    for outer in STRATEGIES.values():
+        for inner in PARTS.values():
+            if inner.level < outer.level:
+                continue
+            pair = f"{outer.name}({inner.name}"
+            try:
+                resolve(f"{pair})" if inner.level == OPTIMIZER else f"{pair}(sgd))")
+            except ValueError:
+                assert pair in listed
+            else:
+                assert pair not in listed
 
 
 def test_every_part_can_stand_around_an_optimizer_alone():
