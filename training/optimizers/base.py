@@ -24,9 +24,15 @@ class TabulatedRate(keras.optimizers.schedules.LearningRateSchedule):
             name="rate_multiplier",
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
+        # Updates before the optimizer's first; a variable of a rule that begins it anew.
+        self.begun: tf.Variable | int = 0
 
     def __call__(self, step):
-        return at(self.table, step) * self.multiplier
+        return at(self.table, self.of_run(step)) * self.multiplier
+
+    def of_run(self, step):
+        """The update of the run that is number `step` of the optimizer."""
+        return tf.cast(step, tf.int64) + self.begun
 
 
 def at(table: tf.Tensor, step) -> tf.Tensor:
@@ -81,7 +87,7 @@ class ByVariable(keras.optimizers.Optimizer):
         """The weight decay of this update, float64; None for variables that never decay."""
         if self.decay_table is None or not self._decays[index]:
             return None
-        return at(self.decay_table, self.iterations)
+        return at(self.decay_table, self.rate.of_run(self.iterations))
 
     def apply_decay(self, index: int, variable, rate) -> None:
         decay = self.decay_of(index)

@@ -19,25 +19,26 @@ class Average(AcrossUpdates):
 
     def update(self, batches):
         sums = self.inner.update(batches)
+        self.watch()
+        return sums
+
+    def watch(self) -> None:
+        """Takes the weights as they are into the average."""
         count = self.count + 1
         share = self.share(count)
         weights = [tf.convert_to_tensor(weight.value) for weight in self.weights]
-        assign(
-            self.average,
-            [
-                a + tf.cast(share, a.dtype) * (w - a)
-                for a, w in zip(self.average, weights, strict=True)
-            ],
-        )
-        assign([self.count], [count])
-        return sums
+        moved = [_towards(w, a, share) for w, a in zip(weights, self.average, strict=True)]
+        assign([*self.average, self.count], [*moved, count])
 
     def share(self, count: tf.Tensor) -> tf.Tensor:
         """Of the newest weights in the average after update `count` (from 1): float64 scalar."""
         raise NotImplementedError
 
     def evaluation_weights(self):
-        return [tf.convert_to_tensor(average) for average in self.average]
+        return [
+            tf.where(self.count == 0, tf.convert_to_tensor(weight.value), average)
+            for weight, average in zip(self.weights, self.average, strict=True)
+        ]
 
     def diagnostics(self):
         distance = [
@@ -47,10 +48,16 @@ class Average(AcrossUpdates):
         return super().diagnostics() | {"average_distance": global_norm(distance)}
 
 
+def _towards(weight: tf.Tensor, average, share: tf.Tensor) -> tf.Tensor:
+    """average + share (weight - average), without rounding where that is one of them."""
+    moved = average + tf.cast(share, average.dtype) * (weight - average)
+    return tf.where(share == 1, weight, moved)
+
+
 class ExponentialMovingAverage(Average):
     """e <- b e + (1-b) w once an update, over the weight that its start still has.
 
-    The correction is Adam's (Kingma & Ba, 2015, sec. 3): after t updates the average holds
+    The correction is that of Kingma & Ba (2015, sec. 7.2): after t updates the average holds
     (1-b) sum_s b^(t-s) w_s / (1 - b^t), so the random start takes no part in it and beta = 0 is the
     weights themselves.
     """
@@ -60,9 +67,8 @@ class ExponentialMovingAverage(Average):
         self.beta = beta
 
     def share(self, count):
-        return (1 - self.beta) / (
-            1 - tf.pow(tf.cast(self.beta, tf.float64), tf.cast(count, tf.float64))
-        )
+        beta = tf.constant(self.beta, tf.float64)
+        return (1 - beta) / (1 - tf.pow(beta, tf.cast(count, tf.float64)))
 
 
 class StochasticWeightAverage(Average):

@@ -10,8 +10,11 @@ from training.optimizers import build_optimizer
 from training.strategies.accumulation import Accumulate
 from training.strategies.averaging import ExponentialMovingAverage, StochasticWeightAverage
 from training.strategies.catalogue import LOSS, resolve
+from training.strategies.local_sgd import DiLoCo, LocalSGD
 from training.strategies.lookahead import Lookahead
+from training.strategies.processes import Exchange
 from training.strategies.replicas import Replicas
+from training.strategies.reptile import Reptile
 from training.strategies.rules import Loss, OptimizerRule, UpdateRule
 from training.strategies.sharpness import Extragradient, SharpnessAware
 
@@ -22,6 +25,7 @@ class Run:
 
     num_updates: int
     seed: int = 0
+    exchange: Exchange | None = None  # each worker is a process
 
 
 # Each is called with the inner rule, the run, and its numbers of `catalogue.py` by name.
@@ -30,6 +34,11 @@ RULES: dict[str, Callable[..., UpdateRule]] = {
     "sam": lambda inner, run, rho: SharpnessAware(inner, rho),
     "extragradient": lambda inner, run, rate: Extragradient(inner, rate),
     "lookahead": lambda inner, run, k, alpha: Lookahead(inner, k, alpha),
+    "local_sgd": lambda inner, run, workers, steps: LocalSGD(inner, workers, steps, run.exchange),
+    "diloco": lambda inner, run, workers, steps, rate, momentum: DiLoCo(
+        inner, workers, steps, rate, momentum, run.exchange
+    ),
+    "reptile": lambda inner, run, k, rate: Reptile(inner, k, rate),
     "ema": lambda inner, run, beta: ExponentialMovingAverage(inner, beta),
     "swa": lambda inner, run, start, every: StochasticWeightAverage(
         inner, round(start * run.num_updates), every
@@ -49,14 +58,15 @@ def build_rule(
     seed: int = 0,
     rate_factors: Sequence[tuple[str, float]] = (),
     replicas: Replicas | None = None,
+    exchange: Exchange | None = None,
 ) -> UpdateRule:
     """The rule that `expression` names, such as `lookahead(sam(accumulate(adamw, 4)), k=5)`.
 
-    `loss` gives the sums of one batch; `weights` are the Keras variables to move. Raises ValueError
-    as `catalogue.resolve` does.
+    `loss` gives the sums of one batch; `weights` are the Keras variables to move; with `exchange`
+    every worker of the strategy is a process. Raises ValueError as `catalogue.resolve` does.
     """
     *around, innermost = resolve(expression)
-    run = Run(num_updates=num_updates, seed=seed)
+    run = Run(num_updates=num_updates, seed=seed, exchange=exchange)
     for link in reversed(around):
         if link.part.level == LOSS:
             loss = LOSSES[link.name](loss, run, **link.numbers)

@@ -320,21 +320,33 @@ STRATEGIES = {name: part for name, part in PARTS.items() if part.level != OPTIMI
 SCHEDULE_FREE = ("schedule_free_sgd", "schedule_free_adamw")
 WITH_WORKERS = ("local_sgd", "diloco")
 
+# These run the rule inside them more than once for one gradient, or on pieces of a batch.
+_SEVERAL_PASSES = ("accumulate", "truncate", "sam", "extragradient", "fgm")
+
 # Orders that the levels alone would allow: (outer, inner) -> why not.
 _REFUSED: dict[tuple[str, str], str] = {
-    ("accumulate", "loss_scale"): "an overflow has to skip the whole window, not one of its "
-    "batches; write loss_scale(accumulate(...))",
     ("accumulate", "accumulate"): "one window inside another is one window; multiply the numbers",
     ("truncate", "accumulate"): "the chunks belong to one batch; write accumulate(truncate(...))",
     ("truncate", "truncate"): "chunks cannot be cut into chunks; give the smaller window",
-    ("sam", "loss_scale"): "the scale belongs around both gradients; write loss_scale(sam(...))",
-    ("sam", "truncate"): "both gradients of sam would need the same carried state; use one of them",
-    ("fgm", "loss_scale"): "the scale belongs around both gradients; write loss_scale(fgm(...))",
+    ("truncate", "r_drop"): "its two passes would need two carried states; use one of them",
+    ("gradient_noise", "loss_scale"): "an update that is skipped draws no noise; write "
+    "loss_scale(gradient_noise(...))",
+} | {
+    ("truncate", inner): f"the chunks belong to one gradient; write {inner}(truncate(...))"
+    for inner in ("sam", "extragradient", "fgm")
 }
 _AROUND_DP = "the privacy accounting covers one noisy gradient of each update and nothing around it"
 _AROUND_SCHEDULE_FREE = (
     "Schedule-Free keeps its own average and moves the weights between it and its iterates; a "
     "second hand on them breaks both"
+)
+_TWO_ACROSS = (
+    "both keep weights of earlier updates and go back to them, and neither would know where the "
+    "other went; use one of them"
+)
+_SAME_NOISE = (
+    "its noise follows from the seed and the number of the update, so all workers would draw the "
+    "same and their mean would not lessen it"
 )
 
 
@@ -377,6 +389,18 @@ def resolve(expression: str, setting: str = "strategy") -> list[Link]:
     return chain
 
 
+def num_workers(expression: str, setting: str = "strategy") -> int | None:
+    """How many workers `expression` has, each of which may be a process; None without such a part.
+
+    >>> num_workers("ema(diloco(adamw, 4))")
+    4
+    """
+    for link in resolve(expression, setting):
+        if link.name in WITH_WORKERS:
+            return int(link.numbers["workers"])
+    return None
+
+
 def canonical(expression: str, setting: str = "strategy") -> str:
     """`expression` with every number written out, so that equal strategies have equal names."""
     return _text(resolve(expression, setting))
@@ -386,14 +410,20 @@ def nest(parts: list[tuple[str, tuple]], optimizer: str) -> str:
     """The expression of `parts`, (name, numbers) outermost first, around `optimizer`."""
     text = optimizer
     for name, numbers in reversed(parts):
-        text = f"{name}({', '.join([text, *(f'{n:g}' for n in numbers)])})"
+        text = f"{name}({', '.join([text, *map(_spelled, numbers)])})"
     return text
+
+
+def _spelled(number: float) -> str:
+    """As short as can be without becoming another number."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 def _text(chain: list[Link]) -> str:
     text = ""
     for link in reversed(chain):
-        numbers = [f"{name}={value:.12g}" for name, value in link.numbers.items()]
+        numbers = [f"{name}={_spelled(value)}" for name, value in link.numbers.items()]
         inside = ", ".join(([text] if text else []) + numbers)
         text = f"{link.name}({inside})" if inside else link.name
     return text
@@ -409,13 +439,12 @@ def _link(call: Call, chain: list[Link], setting: str) -> Call | None:
     part, arguments = PARTS[call.name], list(call.arguments)
     inner: Call | None = None
     if part.level != OPTIMIZER:
-        if not arguments or isinstance(arguments[0], int | float | bool | None):
+        if not arguments or not isinstance(arguments[0], Call):
             raise ValueError(
                 f"{setting}: {part.name} goes around an optimizer or another part, for example "
                 f"{part.name}(adamw). Received: {call}"
             )
-        first = arguments.pop(0)
-        inner = first if isinstance(first, Call) else Call(str(first))
+        inner = arguments.pop(0)
     names = list(part.numbers)
     if len(arguments) > len(names):
         raise ValueError(
@@ -438,20 +467,30 @@ def _link(call: Call, chain: list[Link], setting: str) -> Call | None:
 
 
 def _refusal(outer: Part, inner: Part) -> str | None:
+    """Why `outer` may not stand somewhere around `inner`; None if it may."""
     if (outer.name, inner.name) in _REFUSED:
         return _REFUSED[outer.name, inner.name]
     if outer.level == AVERAGE and inner.level == AVERAGE:
         return "only one average can be evaluated and exported"
     if inner.name in SCHEDULE_FREE and outer.level in (AVERAGE, ACROSS):
         return _AROUND_SCHEDULE_FREE
+    if outer.level == ACROSS and inner.level == ACROSS:
+        return _TWO_ACROSS
+    if outer.name in WITH_WORKERS and inner.name in ("dp_sgd", "gradient_noise"):
+        return _SAME_NOISE
     if "dp_sgd" in (outer.name, inner.name) and outer.level == inner.level == GRADIENT:
         return _AROUND_DP
     if outer.name == "dp_sgd" and inner.level == LOSS:
         return _AROUND_DP
-    if outer.name in WITH_WORKERS and inner.name in WITH_WORKERS:
-        return "workers cannot have workers of their own; multiply their number"
-    if outer.name in (*WITH_WORKERS, "reptile") and inner.name == "reptile":
-        return "reptile makes its inner state anew each cycle, which workers have to keep"
+    if outer.name in _SEVERAL_PASSES and inner.name == "loss_scale":
+        return (
+            "an overflow has to skip the whole update, and one scale holds for all of its passes; "
+            f"write loss_scale({outer.name}(...))"
+        )
+    if outer.name in _SEVERAL_PASSES and inner.name == "gradient_noise":
+        return f"the noise is drawn once an update; write gradient_noise({outer.name}(...))"
+    if outer.name == inner.name:
+        return "one is enough; give it the numbers that you mean"
     return None
 
 

@@ -20,13 +20,29 @@ START, CURVATURE = np.array([1.0, -2.0]), np.array([1.0, 10.0])
 class Toy:
     """A rule on a problem; `run(n)` takes n updates and returns the weights after each."""
 
-    def __init__(self, expression, *, rate=0.05, num_updates=100, seed=0, xla=False, **settings):
+    def __init__(
+        self,
+        expression,
+        *,
+        rate=0.05,
+        num_updates=100,
+        seed=0,
+        xla=False,
+        exchange=None,
+        **settings,
+    ):
         config = OptimizerConfig(
             peak_learning_rate=rate,
             **({"schedule": "constant", "clip_norm": None} | settings),
         )
         self.rule = build_rule(
-            expression, self.task, self.weights, config, num_updates=num_updates, seed=seed
+            expression,
+            self.task,
+            self.weights,
+            config,
+            num_updates=num_updates,
+            seed=seed,
+            exchange=exchange,
         )
         self.take = compile_updates(self.rule, xla=xla)
         self.index = 0  # of the next micro-batch
@@ -128,10 +144,11 @@ class Words(Toy):
 
     def state(self):
         arrays, index = super().state()
-        seed = self.dropout.seed_generator.state.numpy()
-        return (arrays, seed), index
+        seeds = [variable.numpy() for variable in self.dropout.variables]  # none without dropout
+        return (arrays, seeds), index
 
     def restore(self, state):
-        (arrays, seed), index = state
+        (arrays, seeds), index = state
         super().restore((arrays, index))
-        self.dropout.seed_generator.state.assign(seed)
+        for variable, seed in zip(self.dropout.variables, seeds, strict=True):
+            variable.assign(seed)
