@@ -26,12 +26,15 @@ from typing import Any
 import numpy as np
 
 from training.checkpoints import DamagedCheckpoint, checkpoint_files, read_checkpoint
-from training.config import RunConfig, override
+from training.config import RunConfig, StageConfig, override
 from training.recipes import recipe
-from training.runs import RESULTS_FILE, read_json
+from training.runs import RESULTS_FILE, STAGES_FILE, read_json, run_folder
+from training.strategies.catalogue import batches_per_update, resolve
 
-METRICS_FILE, OUTPUT_FILE = "metrics.jsonl", "output.txt"
-NUM_UPDATES, UPDATES_PER_PASS = 100, 25  # so that kills also fall into later passes over the data
+METRICS_FILE = "metrics.jsonl"
+MOST_UPDATES, FEWEST_UPDATES, NUM_BATCHES = 100, 12, 400  # of a stage
+BATCHES_PER_PASS = 25  # so that kills also fall into later passes over the data
+USUAL_BATCH = 32  # rows, where the batch size is a schedule or the whole split
 START_UP_EVERY = 5  # of so many kills one comes while a sitting starts up
 NUM_SPARE_RUNS = 5  # that may end before their kill
 SHOWN = 20  # differences at most
@@ -51,6 +54,7 @@ def verify_resume(options: argparse.Namespace) -> int:
         raise ValueError(f"--kills must be 1 or more. Received: {options.kills}")
     config = override(recipe(options.recipe), options.set)
     settings = [*short_settings(config), *options.set]
+    run_name = run_folder(Path(), override(recipe(options.recipe), settings)).name
 
     def command(runs: Path) -> list[str]:
         changes = [word for setting in settings for word in ("--set", setting)]
@@ -60,7 +64,7 @@ def verify_resume(options: argparse.Namespace) -> int:
     print(f"{options.recipe}, shortened: {' '.join(settings)}")
     folder = Path(tempfile.mkdtemp(prefix="verify-resume-"))
     try:
-        found = prove(command, folder, kills=options.kills, seed=options.seed)
+        found = prove(command, folder, run_name, kills=options.kills, seed=options.seed)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -76,42 +80,49 @@ def short_settings(config: RunConfig) -> list[str]:
 
     Validation and test texts are not cut, as no setting does that.
     """
-    num_examples = config.batch_size * UPDATES_PER_PASS
-    if config.dataset.max_examples is not None:
-        num_examples = min(num_examples, config.dataset.max_examples)
-    return [
-        f"dataset.max_examples={num_examples}",
-        f"epochs={NUM_UPDATES}",  # never the one that ends it
-        f"max_updates={NUM_UPDATES}",
-        f"evaluate_every={NUM_UPDATES * 2 // 5}",
-        "patience=0",
-        "save_every=0.2",
-    ]
+    earlier = [s for stage in config.earlier for s in _short_stage(stage, f"earlier.{stage.name}.")]
+    return [*earlier, *_short_stage(config, ""), "save_every=0"]
+
+
+def _short_stage(stage: StageConfig, prefix: str) -> Iterator[str]:
+    batch_size = stage.batch_size if isinstance(stage.batch_size, int) else USUAL_BATCH
+    for section, dataset in (("dataset", stage.dataset), ("mixture", stage.mixture)):
+        if dataset is not None:
+            num_examples = min(batch_size * BATCHES_PER_PASS, dataset.max_examples or 2**31)
+            yield f"{prefix}{section}.max_examples={num_examples}"
+    num_updates = NUM_BATCHES // batches_per_update(resolve(stage.strategy))
+    num_updates = max(min(num_updates, MOST_UPDATES), FEWEST_UPDATES)
+    yield f"{prefix}max_updates={num_updates}"
+    # States are saved there: at no multiple of the small numbers by which strategies count.
+    yield f"{prefix}evaluate_every={max(num_updates * 37 // 100, 1)}"
+    yield f"{prefix}patience=0"
 
 
 # The two runs -------------------------------------------------------------------------------------
 
 
-def prove(command: Command, folder: Path, *, kills: int, seed: int) -> list[str]:
+def prove(command: Command, folder: Path, run_name: str, *, kills: int, seed: int) -> list[str]:
     """Runs and compares what `command` fits, below `folder`; returns the differences, printed.
 
-    A run that ends before its last kill is followed by another one, until `kills` have struck.
+    `run_name` is what the run's folder is called in a folder of runs. A run that ends before its
+    last kill is followed by another one, until `kills` have struck.
     """
-    began = time.monotonic()
-    timing = _run_alone(command(folder / "a"), folder / "a")
+    began, whole = time.monotonic(), folder / "a" / run_name
+    timing = _run_alone(command(folder / "a"), whole)
     print(f"Uninterrupted: {time.monotonic() - began:.1f} s\n")
     print(_row("kill", "run", "killed after update", "resumed from"))
     rng, number, found = random.Random(seed), 0, []
     for attempt in range(1, kills + NUM_SPARE_RUNS):
         runs = folder / (f"b{attempt}" if attempt > 1 else "b")
+        run = runs / run_name
         for kill in draw_kills(rng, kills - number, timing):
-            killed_after = _sitting(command(runs), runs, kill)
+            killed_after = _sitting(command(runs), run, kill)
             if killed_after is None:
                 break
             number += 1
-            print(_row(number, runs.name, killed_after, _resume_point(runs)), flush=True)
-        _sitting(command(runs), runs, None)
-        found += differences(_only_run(folder / "a"), _only_run(runs))
+            print(_row(number, runs.name, killed_after, resume_point(run)), flush=True)
+        _sitting(command(runs), run, None)
+        found += differences(whole, run)
         if found or number == kills:
             break
     else:
@@ -119,10 +130,11 @@ def prove(command: Command, folder: Path, *, kills: int, seed: int) -> list[str]
             f"Only {number} of {kills} kills struck before the end: the run is too short. "
             "Lengthen it, for example with --set max_updates=500."
         )
-    _print_verdict(found, _only_run(folder / "a"), number)
+    _print_verdict(found, whole, number)
     if found:
-        _run_alone(command(folder / "again"), folder / "again")
-        _print_whether_repeatable(differences(_only_run(folder / "a"), _only_run(folder / "again")))
+        again = folder / "again"
+        _run_alone(command(again), again / run_name)
+        _print_whether_repeatable(differences(whole, again / run_name))
     return found
 
 
@@ -161,64 +173,74 @@ def draw_kills(rng: random.Random, count: int, timing: Timing) -> list[Kill]:
 
 
 def timing_of(start_up: float, lines: list[dict]) -> Timing:
-    """From the `seconds` of the lines in metrics.jsonl, the last line of every update."""
-    moments = list({line["step"]: line["seconds"] for line in lines}.values())
-    intervals = [after - before for before, after in pairwise(moments)]
-    tracing = max(intervals[0] - statistics.median(intervals), 0.0) if intervals else 0.0
-    return Timing(start_up, tracing, max(sum(intervals) - tracing, 0.0))
+    """From the lines of metrics.jsonl, whose `seconds` begin anew with each stage.
+
+    What the first updates of a stage take beyond the usual is tracing, averaged over the stages.
+    """
+    moments: dict[str | None, dict[int, float]] = {}
+    for line in lines:  # of two lines of an update the later one counts
+        moments.setdefault(line.get("stage"), {})[line["step"]] = line["seconds"]
+    tracing, total = [0.0] * len(moments), 0.0
+    for i, stage in enumerate(moments.values()):
+        pieces = [(b - a, stage[b] - stage[a]) for a, b in pairwise(stage)]  # (updates, seconds)
+        if pieces:
+            updates, seconds = pieces[0]
+            tracing[i] = max(seconds - updates * statistics.median(s / u for u, s in pieces), 0.0)
+        total += sum(seconds for _, seconds in pieces) - tracing[i]
+    return Timing(start_up, statistics.fmean(tracing), max(total, 0.0))
 
 
-def _run_alone(command: list[str], runs: Path) -> Timing:
+def _run_alone(command: list[str], run: Path) -> Timing:
     began = time.monotonic()
-    process = _start(command, runs)
+    process = _start(command, run)
     try:
-        _wait_for_training(process, runs, None)
+        _wait_for_training(process, run, None)
         start_up = time.monotonic() - began
-        _finish(process, runs)
+        _finish(process, run)
     finally:
         _end(process)
-    return timing_of(start_up, _lines(runs))
+    return timing_of(start_up, _lines(run))
 
 
-def _sitting(command: list[str], runs: Path, kill: Kill | None) -> str | None:
+def _sitting(command: list[str], run: Path, kill: Kill | None) -> str | None:
     """Runs `command` until it ends (None) or is killed: the last update it told of before that."""
-    before = _metrics_stamp(runs)
-    process = _start(command, runs)
+    before = _metrics_stamp(run)
+    process = _start(command, run)
     try:
         if kill is not None:
             if not kill.in_start_up:
-                _wait_for_training(process, runs, before)
+                _wait_for_training(process, run, before)
             try:
                 process.wait(kill.seconds)
             except subprocess.TimeoutExpired:
                 process.kill()
                 if process.wait() == -signal.SIGKILL:  # else it ended in the meantime
-                    return "start-up" if _metrics_stamp(runs) == before else _last_update(runs)
-        _finish(process, runs)
+                    return "start-up" if _metrics_stamp(run) == before else _last_update(run)
+        _finish(process, run)
     finally:
         _end(process)
     return None
 
 
-def _start(command: list[str], runs: Path) -> subprocess.Popen:
-    runs.mkdir(exist_ok=True)
-    with _output(runs).open("ab") as output:
+def _start(command: list[str], run: Path) -> subprocess.Popen:
+    run.parent.mkdir(exist_ok=True)
+    with _output(run).open("ab") as output:
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
 
 
-def _wait_for_training(process: subprocess.Popen, runs: Path, before: object) -> None:
+def _wait_for_training(process: subprocess.Popen, run: Path, before: object) -> None:
     """Until metrics.jsonl is written to: by the first figure, or by cutting off what is done again.
 
     `before` is how the file was when the process started.
     """
-    while process.poll() is None and _metrics_stamp(runs) == before:
+    while process.poll() is None and _metrics_stamp(run) == before:
         time.sleep(POLL)
 
 
-def _finish(process: subprocess.Popen, runs: Path) -> None:
+def _finish(process: subprocess.Popen, run: Path) -> None:
     code = process.wait()
     if code != 0:
-        tail = _output(runs).read_text(encoding="utf-8", errors="replace").splitlines()[-10:]
+        tail = _output(run).read_text(encoding="utf-8", errors="replace").splitlines()[-10:]
         raise ValueError(
             f"A run ended with code {code} instead of 0. Its last lines:\n" + "\n".join(tail)
         )
@@ -230,45 +252,43 @@ def _end(process: subprocess.Popen) -> None:
         process.wait()
 
 
-# What a folder of runs tells ----------------------------------------------------------------------
+# What the folder of a run tells -------------------------------------------------------------------
 
 
-def _output(runs: Path) -> Path:
-    return runs.with_name(f"{runs.name}-{OUTPUT_FILE}")
+def _output(run: Path) -> Path:
+    """What its processes print, beside the folder of runs."""
+    return run.parent.with_name(f"{run.parent.name}-output.txt")
 
 
-def _only_run(runs: Path) -> Path:
-    (folder,) = (path for path in runs.iterdir() if path.is_dir())
-    return folder
-
-
-def _metrics_stamp(runs: Path) -> object:
+def _metrics_stamp(run: Path) -> object:
     """Changes when metrics.jsonl is written to; None before there is one."""
-    for path in runs.glob(f"*/{METRICS_FILE}"):
-        status = path.stat()
-        return status.st_ino, status.st_mtime_ns, status.st_size
-    return None
+    try:
+        status = (run / METRICS_FILE).stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _lines(runs: Path) -> list[dict]:
+def _lines(run: Path) -> list[dict]:
     """What metrics.jsonl holds, without a last line that a kill cut short."""
-    found = []
-    for path in runs.glob(f"*/{METRICS_FILE}"):
-        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-        found += [json.loads(line) for line in whole.splitlines()]
-    return found
+    path = run / METRICS_FILE
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n") if path.exists() else ("",) * 3
+    return [json.loads(line) for line in whole.splitlines()]
 
 
-def _last_update(runs: Path) -> str:
-    lines = _lines(runs)
+def _last_update(run: Path) -> str:
+    lines = _lines(run)
     return str(lines[-1]["step"]) if lines else "none"
 
 
-def _resume_point(runs: Path) -> int:
-    """The step of the newest state; 0 when there is none yet."""
-    folders = {path.parent for path in runs.rglob("last/ckpt-*.npz")}
+def resume_point(run: Path) -> int:
+    """The update of the whole run from which its next sitting goes on; 0 before the first state."""
+    done = read_json(run / STAGES_FILE) if (run / STAGES_FILE).is_file() else []
+    over = {stage["stage"] for stage in done}
+    folders = [p for p in (run / "checkpoints").glob("*/last") if p.parent.name not in over]
     files = [path for folder in folders for path in checkpoint_files(folder)[:1]]
-    return max((read_checkpoint(path).step for path in files), default=0)
+    steps = [read_checkpoint(path).step for path in files]
+    return sum(stage["steps"] for stage in done) + max(steps, default=0)
 
 
 # The comparison -----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 The programs that are killed here train nothing: they do what training does with files, in no time.
 """
 
+import dataclasses
 import random
 import sys
 import textwrap
@@ -14,10 +15,21 @@ import pytest
 
 from training import verify
 from training.checkpoints import write_checkpoint
-from training.config import override
+from training.config import StageConfig, override
+from training.datasets.config import DatasetConfig
 from training.recipes import RECIPES, recipe
 from training.runs import write_json
-from training.verify import Kill, Timing, differences, draw_kills, prove, short_settings, timing_of
+from training.strategies.catalogue import batches_per_update, resolve
+from training.verify import (
+    Kill,
+    Timing,
+    differences,
+    draw_kills,
+    prove,
+    resume_point,
+    short_settings,
+    timing_of,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -188,26 +200,63 @@ def test_kills_come_early_and_late():
 
 
 def test_the_first_interval_holds_the_tracing():
-    seconds = {0: 1.0, 10: 6.0, 20: 7.0, 30: 8.0, 40: 9.5}
+    seconds = {0: 1.0, 40: 9.0, 50: 10.0, 80: 13.0, 100: 15.0}  # 10 updates take a second
     lines = [{"step": s, "seconds": t} for s, t in seconds.items()]
     lines.insert(0, {"step": 0, "seconds": 0.5})  # an update may have two lines: the last counts
-    assert timing_of(5.0, lines) == Timing(start_up=5.0, tracing=3.75, training=4.75)
+    assert timing_of(5.0, lines) == Timing(start_up=5.0, tracing=4.0, training=10.0)
     assert timing_of(5.0, lines[:1]) == Timing(5.0, 0.0, 0.0)
+
+
+def test_seconds_begin_anew_with_each_stage():
+    lines = [
+        {"stage": stage, "step": offset + step, "seconds": seconds}
+        for stage, offset, tracing in (("pretrain", 0, 3.0), ("finetune", 30, 5.0))
+        for step, seconds in [(0, 1.0), (10, tracing + 2), (20, tracing + 3), (30, tracing + 4)]
+    ]
+    assert timing_of(5.0, lines) == Timing(start_up=5.0, tracing=4.0, training=6.0)
+
+
+def test_a_sitting_goes_on_after_the_stages_that_are_over(tmp_path):
+    assert resume_point(tmp_path) == 0
+    for stage, step in (("pretrain", 5), ("pretrain", 30), ("finetune", 9), ("finetune", 10)):
+        write_checkpoint(
+            tmp_path / "checkpoints" / stage / "last" / f"ckpt-{step}.npz", step, {}, []
+        )
+        if stage == "pretrain":
+            assert resume_point(tmp_path) == step
+    write_json(tmp_path / "stages.json", [{"stage": "pretrain", "steps": 30}])
+    assert resume_point(tmp_path) == 40
 
 
 # The shortened recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_shortened_recipe_ends_by_its_updates_and_passes_its_data_again(name):
-    config = recipe(name)
-    short = dict(setting.split("=") for setting in short_settings(config))
-    num_updates = int(short["max_updates"])
-    assert float(short["epochs"]) >= num_updates
-    if config.task == "classification":  # pieces of longer texts are not known before
-        assert int(short["dataset.max_examples"]) * 2 <= num_updates * config.batch_size
-    assert int(short["evaluate_every"]) * 2 < num_updates
-    assert short["patience"] == "0"
+def test_a_shortened_recipe_passes_its_data_several_times(name):
+    config = override(recipe(name), short_settings(recipe(name)))
+    for stage in config.stages:
+        assert 12 <= stage.max_updates <= 100
+        assert stage.evaluate_every * 2 < stage.max_updates and stage.patience == 0
+        if isinstance(stage.batch_size, int):
+            num_batches = stage.max_updates * batches_per_update(resolve(stage.strategy))
+            dataset = stage.dataset or config.dataset
+            assert dataset.max_examples * 2 <= num_batches * stage.batch_size
+
+
+def test_stages_and_mixtures_are_shortened_too():
+    earlier = StageConfig(
+        name="pretrain",
+        dataset=DatasetConfig(name="sst2"),
+        mixture=DatasetConfig(name="imdb", max_examples=9),
+        strategy="accumulate(adamw, 16)",
+        batch_size="linear(8, 64)",
+        max_updates=5_000,
+    )
+    config = dataclasses.replace(recipe("sentiment"), earlier=(earlier,), batch_size=8)
+    (first, last) = override(config, short_settings(config)).stages
+    assert (first.dataset.max_examples, first.mixture.max_examples) == (800, 9)
+    assert first.max_updates == 25  # each reads 16 batches
+    assert (last.dataset.max_examples, last.max_updates) == (200, 100)
 
 
 def test_fewer_examples_than_that_stay_fewer():
@@ -237,7 +286,7 @@ TRAINER = """
     weight, momentum = Variable("weight"), Variable("momentum")
     model = SimpleNamespace(variables=[weight])
     rule = SimpleNamespace(variables=[] if fault == "momentum left out" else [momentum])
-    checkpoints = Checkpoints(folder / "checkpoints", model, rule)
+    checkpoints = Checkpoints(folder / "checkpoints" / "run", model, rule)
     start = checkpoints.restore_last()
     if fault == "fails" and start:
         sys.exit("It does not want to go on.")
@@ -265,7 +314,7 @@ def proof_of(tmp_path, fault="none", *, kills=2, steps=150, seed=0):
         program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{textwrap.dedent(TRAINER)}"
         return [sys.executable, "-c", program, str(runs), fault, str(steps)]
 
-    return prove(command, tmp_path, kills=kills, seed=seed)
+    return prove(command, tmp_path, "run-0", kills=kills, seed=seed)
 
 
 def table(printed):
@@ -330,7 +379,7 @@ def options(**changes):
 def test_the_command_answers_with_its_code_and_keeps_what_differs(monkeypatch, capsys, found):
     seen = []
 
-    def prove(command, folder, *, kills, seed):
+    def prove(command, folder, run_name, *, kills, seed):
         seen.append((command(folder / "a"), folder, kills, seed))
         return found
 
