@@ -81,7 +81,7 @@ def short_settings(config: RunConfig) -> list[str]:
     Validation and test texts are not cut, as no setting does that.
     """
     earlier = [s for stage in config.earlier for s in _short_stage(stage, f"earlier.{stage.name}.")]
-    return [*earlier, *_short_stage(config, ""), "save_every=0"]
+    return [*earlier, *_short_stage(config, ""), "save_every=0.2"]
 
 
 def _short_stage(stage: StageConfig, prefix: str) -> Iterator[str]:

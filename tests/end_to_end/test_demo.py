@@ -103,7 +103,7 @@ def test_ctrl_c_while_it_trains_saves(demo):
     new = [run for run in (demo.folder / "runs").iterdir() if not (run / "results.json").exists()]
     assert [read_json(run / "config.json")["epochs"] for run in new] == [500.0]
     stopped = program.output.partition("Stopped at update ")[2].split(",")[0]
-    assert (new[0] / "checkpoints" / "last" / f"ckpt-{stopped}.npz").exists()
+    assert (new[0] / "checkpoints" / "topics" / "last" / f"ckpt-{stopped}.npz").exists()
 
 
 def test_what_training_refuses_ends_the_demo_with_its_code(demo):

@@ -60,7 +60,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path, caplog):
     stopped = int(last.removeprefix("Stopped at update ").split(",")[0])
     expected = f"Stopped at update {stopped}, saved in {folder}. The same command goes on."
     assert last == expected and stopped >= 20
-    assert (folder / "checkpoints" / "last" / f"ckpt-{stopped}.npz").exists()
+    assert (folder / "checkpoints" / "stories" / "last" / f"ckpt-{stopped}.npz").exists()
 
     caplog.clear()
     finish(tmp_path / "b", STORIES)
