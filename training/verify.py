@@ -12,7 +12,6 @@ import json
 import random
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,7 @@ METRICS_FILE = "metrics.jsonl"
 MOST_UPDATES, FEWEST_UPDATES, NUM_BATCHES = 100, 12, 400  # of a stage
 BATCHES_PER_PASS = 25  # so that kills also fall into later passes over the data
 USUAL_BATCH = 32  # rows, where the batch size is a schedule or the whole split
-START_UP_EVERY = 5  # of so many kills one comes while a sitting starts up
+START_UP_EVERY = 4  # of so many kills one comes before a sitting has done an update
 NUM_SPARE_RUNS = 5  # that may end before their kill
 SHOWN = 20  # differences at most
 POLL = 0.01  # seconds
@@ -116,12 +115,12 @@ def prove(command: Command, folder: Path, run_name: str, *, kills: int, seed: in
         runs = folder / (f"b{attempt}" if attempt > 1 else "b")
         run = runs / run_name
         for kill in draw_kills(rng, kills - number, timing):
-            killed_after = _sitting(command(runs), run, kill)
+            killed_after = _sit(command(runs), run, kill)
             if killed_after is None:
                 break
             number += 1
             print(_row(number, runs.name, killed_after, resume_point(run)), flush=True)
-        _sitting(command(runs), run, None)
+        _sit(command(runs), run)
         found += differences(whole, run)
         if found or number == kills:
             break
@@ -142,14 +141,13 @@ def prove(command: Command, folder: Path, run_name: str, *, kills: int, seed: in
 class Timing:
     """Of the uninterrupted run, in seconds."""
 
-    start_up: float  # until its first figure
-    tracing: float  # what the first updates of a process take longer than later ones
-    training: float  # without `tracing`
+    start_up: float  # until it tells of its first update
+    training: float  # from there until it tells of its last
 
 
 @dataclass(frozen=True)
 class Kill:
-    """`seconds` after the process starts, or after it begins to train."""
+    """`seconds` after the process starts, or after it has told of an update of its own."""
 
     in_start_up: bool
     seconds: float
@@ -158,8 +156,7 @@ class Kill:
 def draw_kills(rng: random.Random, count: int, timing: Timing) -> list[Kill]:
     """The moments of `count` kills of one run: together they leave a part of the training undone.
 
-    The training is cut at random points, and each sitting is given one of the pieces, after the
-    tracing that each has to go through.
+    The training is cut at random points, and each sitting is given one of the pieces.
     """
     in_start_up = set(rng.sample(range(count), count // START_UP_EVERY))
     cuts = sorted(rng.uniform(0, timing.training) for _ in range(count - len(in_start_up)))
@@ -167,97 +164,82 @@ def draw_kills(rng: random.Random, count: int, timing: Timing) -> list[Kill]:
     return [
         Kill(True, rng.uniform(0, timing.start_up))
         if i in in_start_up
-        else Kill(False, timing.tracing + next(pieces))
+        else Kill(False, next(pieces))
         for i in range(count)
     ]
 
 
-def timing_of(start_up: float, lines: list[dict]) -> Timing:
-    """From the lines of metrics.jsonl, whose `seconds` begin anew with each stage.
-
-    What the first updates of a stage take beyond the usual is tracing, averaged over the stages.
-    """
-    moments: dict[str | None, dict[int, float]] = {}
-    for line in lines:  # of two lines of an update the later one counts
-        moments.setdefault(line.get("stage"), {})[line["step"]] = line["seconds"]
-    tracing, total = [0.0] * len(moments), 0.0
-    for i, stage in enumerate(moments.values()):
-        pieces = [(b - a, stage[b] - stage[a]) for a, b in pairwise(stage)]  # (updates, seconds)
-        if pieces:
-            updates, seconds = pieces[0]
-            tracing[i] = max(seconds - updates * statistics.median(s / u for u, s in pieces), 0.0)
-        total += sum(seconds for _, seconds in pieces) - tracing[i]
-    return Timing(start_up, statistics.fmean(tracing), max(total, 0.0))
-
-
 def _run_alone(command: list[str], run: Path) -> Timing:
-    began = time.monotonic()
-    process = _start(command, run)
+    sitting, began = _Sitting(command, run), time.time()
     try:
-        _wait_for_training(process, run, None)
-        start_up = time.monotonic() - began
-        _finish(process, run)
+        sitting.wait_for_update()
+        start_up = time.time() - began
+        sitting.finish()
     finally:
-        _end(process)
-    return timing_of(start_up, _lines(run))
+        sitting.stop()
+    if not _lines(run):
+        raise ValueError(f"The run wrote no {METRICS_FILE} into {run}.")
+    return Timing(start_up, max((run / METRICS_FILE).stat().st_mtime - began - start_up, 0.0))
 
 
-def _sitting(command: list[str], run: Path, kill: Kill | None) -> str | None:
+def _sit(command: list[str], run: Path, kill: Kill | None = None) -> str | None:
     """Runs `command` until it ends (None) or is killed: the last update it told of before that."""
-    before = _metrics_stamp(run)
-    process = _start(command, run)
+    sitting = _Sitting(command, run)
     try:
         if kill is not None:
             if not kill.in_start_up:
-                _wait_for_training(process, run, before)
-            try:
-                process.wait(kill.seconds)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                if process.wait() == -signal.SIGKILL:  # else it ended in the meantime
-                    return "start-up" if _metrics_stamp(run) == before else _last_update(run)
-        _finish(process, run)
+                sitting.wait_for_update()
+            if sitting.is_killed_after(kill.seconds):
+                return str(_last_update(run)) if sitting.has_updated() else "start-up"
+        sitting.finish()
     finally:
-        _end(process)
+        sitting.stop()
     return None
 
 
-def _start(command: list[str], run: Path) -> subprocess.Popen:
-    run.parent.mkdir(exist_ok=True)
-    with _output(run).open("ab") as output:
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+class _Sitting:
+    """A process that begins a run, or goes on with it."""
 
+    def __init__(self, command: list[str], run: Path):
+        self.run, self.start, self.before = run, resume_point(run), _metrics_stamp(run)
+        # What it prints, beside the folder of runs.
+        self.output = run.parent.with_name(f"{run.parent.name}-output.txt")
+        run.parent.mkdir(exist_ok=True)
+        with self.output.open("ab") as output:
+            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
 
-def _wait_for_training(process: subprocess.Popen, run: Path, before: object) -> None:
-    """Until metrics.jsonl is written to: by the first figure, or by cutting off what is done again.
+    def has_updated(self) -> bool:
+        """Whether it has told of an update; it first cuts off the lines of those to do again."""
+        return _metrics_stamp(self.run) != self.before and _last_update(self.run) > self.start
 
-    `before` is how the file was when the process started.
-    """
-    while process.poll() is None and _metrics_stamp(run) == before:
-        time.sleep(POLL)
+    def wait_for_update(self) -> None:
+        while self.process.poll() is None and not self.has_updated():
+            time.sleep(POLL)
 
+    def is_killed_after(self, seconds: float) -> bool:
+        """Sends SIGKILL after `seconds`; False if it had ended by then."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        return self.process.wait() == -signal.SIGKILL
 
-def _finish(process: subprocess.Popen, run: Path) -> None:
-    code = process.wait()
-    if code != 0:
-        tail = _output(run).read_text(encoding="utf-8", errors="replace").splitlines()[-10:]
-        raise ValueError(
-            f"A run ended with code {code} instead of 0. Its last lines:\n" + "\n".join(tail)
-        )
+    def finish(self) -> None:
+        code = self.process.wait()
+        if code != 0:
+            text = self.output.read_text(encoding="utf-8", errors="replace")
+            raise ValueError(
+                f"A run ended with code {code} instead of 0. Its last lines:\n"
+                + "\n".join(text.splitlines()[-10:])
+            )
 
-
-def _end(process: subprocess.Popen) -> None:
-    if process.poll() is None:
-        process.kill()
-        process.wait()
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
 
 
 # What the folder of a run tells -------------------------------------------------------------------
-
-
-def _output(run: Path) -> Path:
-    """What its processes print, beside the folder of runs."""
-    return run.parent.with_name(f"{run.parent.name}-output.txt")
 
 
 def _metrics_stamp(run: Path) -> object:
@@ -276,9 +258,9 @@ def _lines(run: Path) -> list[dict]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def _last_update(run: Path) -> str:
+def _last_update(run: Path) -> int:
     lines = _lines(run)
-    return str(lines[-1]["step"]) if lines else "none"
+    return lines[-1]["step"] if lines else 0
 
 
 def resume_point(run: Path) -> int:
