@@ -128,7 +128,8 @@ def fit(
             if plan.patience and progress["num_stale"] >= plan.patience:
                 return outcome("early")
             count = _updates_until_due(plan, step)
-            report_due = _is_due(plan, step + count)
+            save_due = time.monotonic() - saved > plan.save_every
+            report_due = save_due or _is_due(plan, step + count)  # what is saved is finite
             watch.before(report_due and count)
             said = take_updates(batches_of(step, count))
             step += count
@@ -144,7 +145,7 @@ def fit(
             log.report(step, report | {"gradient_evaluations": step * rule.num_evaluations})
             if evaluation_due:
                 evaluate_and_keep()
-            if evaluation_due or interruption or time.monotonic() - saved > plan.save_every:
+            if evaluation_due or interruption or save_due:
                 save()
                 totals.restart()
             if has_converged:
