@@ -13,12 +13,13 @@ TRAINING_OPTIONS := $(if $(DATA),--data "$(DATA)") $(if $(TEXT_COLUMN),--text-co
 # One file of a user's own is one task: without a list of recipes it is sentiment.
 CHOSEN := $(if $(and $(DATA),$(filter file,$(origin RECIPES))),sentiment,$(RECIPES))
 
-.PHONY: help setup setup-dev demo train serve ui test test-fast test-portability check format clean
+.PHONY: help setup setup-dev demo train serve ui test test-fast test-portability proofs check format clean
 
 help:
 	@echo "make demo              train the three default recipes, serve them, start the pages"
 	@echo "make test              all tests; make test-fast leaves out the slow ones"
 	@echo "make test-portability  the exports in the TensorFlow of the newest TensorFlow Serving"
+	@echo "make proofs            measures the claims about the strategies; writes docs/strategies.md"
 	@echo "make check             linter, formatter, types"
 	@echo "make train | serve | ui   one step alone; ARGS=... is passed on"
 	@echo "make setup             the virtual environment in $(VENV)"
@@ -55,6 +56,9 @@ test-fast: setup-dev
 
 test-portability: setup-dev
 	@sh scripts/portability.sh "$(BIN)"
+
+proofs: setup-dev
+	$(BIN)/python tests/training/strategies/every_proof.py
 
 check: setup-dev
 	$(BIN)/ruff check .
