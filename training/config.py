@@ -62,10 +62,11 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         rate = self.peak_learning_rate
         require(0 < rate < math.inf, "optimizer.peak_learning_rate", "above 0 and finite", rate)
-        check_schedule(self.schedule, "optimizer.schedule")
-        check_schedule(str(self.weight_decay), "optimizer.weight_decay")
-        if isinstance(self.weight_decay, int | float):
-            decay = self.weight_decay
+        check_schedule(self.schedule, "optimizer.schedule", least=0)
+        decay = self.weight_decay
+        if isinstance(decay, str):
+            check_schedule(decay, "optimizer.weight_decay", least=0)
+        else:
             require(0 <= decay < math.inf, "optimizer.weight_decay", "0 or more", decay)
         factor = self.embedding_rate_factor
         require(
@@ -95,9 +96,7 @@ class StageConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainable: str = ""  # a regular expression over variables that move; empty: all
     rate_factors: str = ""  # "expression=factor, ..." on the rate of the variables it is found in
-    batch_size: int | str = (
-        32  # rows; "full" for the whole split; or a schedule such as linear(8, 64)
-    )
+    batch_size: int | str = 32  # rows; "full" for the whole split; or linear(8, 64), a schedule
     max_tokens: int | str | None = None  # a row's longest part that is read; or a schedule
     epochs: float = 5.0  # passes over the training split
     max_updates: int | None = None  # in place of epochs
@@ -156,11 +155,11 @@ class StageConfig:
         if isinstance(size, int):
             require(size > 0, "batch_size", "above 0", size)
         elif size != FULL_BATCH:
-            check_schedule(size, "batch_size")
+            check_schedule(size, "batch_size", least=1)
         if isinstance(self.max_tokens, int):
             require(self.max_tokens > 0, "max_tokens", "above 0, or none", self.max_tokens)
         elif self.max_tokens is not None:
-            check_schedule(self.max_tokens, "max_tokens")
+            check_schedule(self.max_tokens, "max_tokens", least=1)
         moves = isinstance(size, str) and size != FULL_BATCH
         require(
             not moves or self.max_updates is not None,
@@ -168,7 +167,7 @@ class StageConfig:
             "set when batch_size is a schedule, as the length of the run follows from neither",
             self.max_updates,
         )
-        check_schedule(self.mixture_share, "mixture_share")
+        check_schedule(self.mixture_share, "mixture_share", least=0, most=1)
         chain = resolve(self.strategy)
         schedule = parse_value(self.optimizer.schedule, "optimizer.schedule")
         name = schedule.name if isinstance(schedule, Call) else "constant"
@@ -200,7 +199,7 @@ class StageConfig:
 
     def _check_objective(self) -> None:
         if self.dropout is not None:
-            check_schedule(self.dropout, "dropout")
+            check_schedule(self.dropout, "dropout", least=0, most=0.99)  # at 1 nothing is left
         smoothing = self.label_smoothing
         require(0 <= smoothing < 1, "label_smoothing", "at least 0 and below 1", smoothing)
         require(0 < self.mask_rate < 1, "mask_rate", "above 0 and below 1", self.mask_rate)
@@ -225,7 +224,7 @@ class RunConfig(StageConfig):
     A run is its last stage, whose settings stand here, after those in `earlier`.
     """
 
-    dataset: DatasetConfig
+    dataset: DatasetConfig = field()  # without it the default of a stage, None, would be ours
     tokenizer: TokenizerConfig
     model: ModelConfig
     earlier: tuple[StageConfig, ...] = ()  # stages before; set as earlier.NAME.SETTING
@@ -328,8 +327,9 @@ def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
             if stages := _stage_type(cls, section):
                 if not sections:
                     raise ValueError(f"{path}: say which stage and what, as earlier.NAME.SETTING.")
-                target, cls = _stage(target[section], sections.pop(0), path), stages
-                prefix = path[: path.rindex(".")] + "."
+                name = sections.pop(0)
+                target, cls = _stage(target[section], name, path), stages
+                prefix = f"{section}.{name}."
                 continue
             inner = _section_class(cls, section, target[section])
             if inner is None:
@@ -366,10 +366,7 @@ def _from_dict(cls: type, values: Any, prefix: str) -> Any:
         hint, path = hints[name], prefix + name
         section = _section_class(cls, name, value)
         if stages := _stage_type(cls, name):
-            value = tuple(
-                _from_dict(stages, stage, f"{path}.{stage.get('name', i)}.")
-                for i, stage in enumerate(value)
-            )
+            value = _stages_from(stages, value, path)
         elif section is not None and not (value is None and _is_optional(hint)):
             value = _from_dict(section, value, path + ".")
         elif not _fits(value, hint):
@@ -386,6 +383,15 @@ def _from_dict(cls: type, values: Any, prefix: str) -> Any:
     if missing:
         raise ValueError(f"Missing settings: {', '.join(prefix + name for name in missing)}.")
     return cls(**arguments)
+
+
+def _stages_from(cls: type, values: Any, path: str) -> tuple[Any, ...]:
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{path} must be a list of stages. Received: {values!r}")
+    names = [v.get("name", i) if isinstance(v, dict) else i for i, v in enumerate(values)]
+    return tuple(
+        _from_dict(cls, stage, f"{path}.{name}.") for name, stage in zip(names, values, strict=True)
+    )
 
 
 def _section_class(cls: type, name: str, value: Any) -> Any:

@@ -14,6 +14,7 @@ from training.classification import Classifier
 from training.config import RunConfig
 from training.datasets.config import DatasetConfig
 from training.datasets.examples import LabelledTexts, classification_data
+from training.objectives import Classification, build_objective
 from training.recipes import recipe
 
 CONFIG = RunConfig(
@@ -77,6 +78,11 @@ def test_probabilities_stand_in_the_order_of_the_texts(classifier):
     np.testing.assert_allclose(found[[2, -1]], np.full((2, 3), 1 / 3), atol=1e-5)
     np.testing.assert_allclose(found[3::5], np.broadcast_to(found[3], (60, 3)), atol=1e-6)
     assert found[4].argmax() == 1 and found[3].argmax() == 2
+    logits = classifier.logits(texts)
+    np.testing.assert_allclose(logits[1], [np.log(6), 0, 0], atol=1e-5)
+    np.testing.assert_allclose(
+        found, np.exp(logits) / np.exp(logits).sum(1, keepdims=True), atol=1e-6
+    )
     for i in (0, 3, 300):
         np.testing.assert_allclose(classifier.probabilities(texts[i : i + 1])[0], found[i], 1e-4)
 
@@ -97,20 +103,27 @@ def ngram_config(**changes):
 def test_preparing_looks_at_the_training_split_alone(tmp_path):
     learner = Classifier.create(ngram_config(), DATA)
     assert isinstance(learner.config.tokenizer, NgramTokenizerConfig)
-    learner.prepare(DATA)
-    assert learner.batches.num_batches == 2  # five texts in batches of two
+    objective = build_objective(learner.config, learner, DATA, seed=0)
+    assert isinstance(objective, Classification) and objective.unit == "examples"
+    objective.adapt()
+    assert objective.batches(batch_size=2, seed=0).num_batches == 2  # five texts
     # Naive Bayes has begun already: all training texts right, and two of three held out.
     assert learner.probabilities(DATA.train.texts).argmax(1).tolist() == [0, 1, 0, 1, 0]
-    metrics = learner.validate()
+    metrics = objective.validate()
     assert metrics["accuracy"] == pytest.approx(2 / 3)
     evaluated = learner.evaluate(DATA.validation, tmp_path)
     assert metrics == {name: evaluated[name] for name in metrics}
-    assert learner.score({"accuracy": 0.5, "loss": 9.0}) == 0.5
+    assert learner.figures_of(DATA.validation) == metrics
+    assert objective.score({"accuracy": 0.5, "loss": 9.0}) == 0.5
 
 
 def test_the_vocabulary_knows_no_word_of_the_other_splits():
     learner = Classifier.create(CONFIG, DATA)
-    assert set(learner.tokenizer.words) == set("bad film good awful great 好 看 难".split())
+    known = set("bad film good awful great 好 看 难".split())
+    assert set(learner.tokenizer.words) == known
+    # ... but those of texts that an earlier stage learns from.
+    learner = Classifier.create(CONFIG, DATA, ["a story", "good"])
+    assert set(learner.tokenizer.words) == known | {"a", "story"}
 
 
 def test_a_saved_vocabulary_makes_the_same_classifier(tmp_path):

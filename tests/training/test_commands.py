@@ -1,6 +1,7 @@
 """`python -m training` as users type it: what it prints, writes and answers, and how it ends."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -17,10 +18,12 @@ import pytest
 from model.config import MODEL_CONFIGS, TOKENIZER_CONFIGS
 from training import commands
 from training.__main__ import main
-from training.config import OPTIMIZER_NAMES
+from training.config import OBJECTIVES, StageConfig, override
 from training.datasets import DATASETS
-from training.recipes import RECIPES
+from training.recipes import RECIPES, recipe
 from training.runs import read_json
+from training.schedules import SCHEDULES
+from training.strategies.catalogue import OPTIMIZERS, STRATEGIES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -102,6 +105,13 @@ def write_parquet(path: Path, rows) -> Path:
     return path
 
 
+def figures(run: Path) -> dict:
+    """The results of a run without its seconds."""
+    results = read_json(run / "results.json")
+    stages = [stage | {"seconds": 0} for stage in results["stages"]]
+    return results | {"seconds": 0, "stages": stages}
+
+
 def error_line(capsys) -> str:
     """The single line of an error; fails when there is more, or a traceback."""
     captured = capsys.readouterr()
@@ -160,8 +170,11 @@ def test_list_names_everything_there_is_with_a_line_each(training, capsys):
         if line.startswith("  "):
             name, text = line.split(maxsplit=1)
             described.setdefault(name, []).append(text)
-    for table in (RECIPES, MODEL_CONFIGS, TOKENIZER_CONFIGS, DATASETS, OPTIMIZER_NAMES):
+    tables = (RECIPES, MODEL_CONFIGS, TOKENIZER_CONFIGS, DATASETS)
+    for table in (*tables, OPTIMIZERS, STRATEGIES, SCHEDULES, OBJECTIVES):
         assert table.keys() <= described.keys()
+    # The three ways of taking one step are settings of the batch size.
+    assert {"full", "32", "1"} <= described.keys()
     assert all(len(text) > 10 for texts in described.values() for text in texts)
 
 
@@ -197,6 +210,14 @@ def test_a_reader_that_goes_away_is_no_failure():
             ["Did you mean optimizer.peak_learning_rate?", "optimizer.clip_norm"],
         ),
         (["fit", "topics", "--set", "model=lstm"], ["'lstm'", *MODEL_CONFIGS]),
+        (["fit", "topics", "--set", "strategy=adagrad"], ["'adagrad'", *OPTIMIZERS, *STRATEGIES]),
+        (
+            ["fit", "topics", "--set", "strategy=sam(ema(adamw))"],
+            ["strategy=sam(ema(adamw))", "ema(sam(...))"],
+        ),
+        (["fit", "topics", "--set", "optimizer.schedule=cosin"], ["cosine", *SCHEDULES]),
+        (["fit", "topics", "--set", "earlier.before.epochs=1"], ["'before'", "none"]),
+        (["fit", "topics", "--set", "objective=masked_language_model"], ["objective must be"]),
         (["fit", "topics", "--set", "dataset.name=mine"], ["'mine'", *DATASETS]),
         (["fit", "topics", "--set", "epochs=many"], ["epochs must be a number", "'many'"]),
         (["fit", "topics", "--set", "epochs=-1"], ["epochs must be above 0", "-1"]),
@@ -275,9 +296,7 @@ def test_a_file_of_any_format_gives_the_same_run(training, trained, capsys, writ
     printed = capsys.readouterr().out
     folder = training.run("reviews")
     assert "accuracy" in printed and f"python -m training export {folder}" in printed
-    results, expected = (
-        read_json(run / "results.json") | {"seconds": 0} for run in (folder, trained.run("reviews"))
-    )
+    results, expected = (figures(run) for run in (folder, trained.run("reviews")))
     assert results == expected
     assert read_json(folder / "labels.json") == ["bad", "good"]
 
@@ -335,6 +354,32 @@ def test_plain_text_is_for_generation_only(training, capsys):
     path.write_text("\n\n".join(TALES))
     assert training("fit", "sentiment", "--data", path) == 1
     assert "plain text and has no labels" in error_line(capsys)
+
+
+@pytest.mark.slow
+def test_a_stage_before_is_set_by_its_name_from_the_command_line(training, capsys):
+    """A configuration of two stages, written, read back with --config and changed."""
+    path = write_csv(training.folder / "reviews.csv", REVIEWS)
+    settings = [
+        *("model=ulmfit_lstm", "model.embedding_size=8", "model.units=8", "model.num_layers=1"),
+        *("max_updates=4", "evaluate_every=4", "batch_size=8", "tokenizer.max_tokens=12"),
+    ]
+    words = [word for setting in settings for word in ("--set", setting)]
+    config = override(recipe("sentiment_lstm"), settings)
+    before = StageConfig(name="before", objective="language_model", max_updates=3)
+    config = dataclasses.replace(config, earlier=(before,))
+    file = training.folder / "two_stages.json"
+    file.write_text(json.dumps(config.to_dict()))
+    more = ["--set", "earlier.before.max_updates=2", "--set", "earlier.before.strategy=sgd"]
+    command = ["fit", "--config", file, "--data", path, "--name", "two", *words, *more]
+    assert training(*command) == 0
+    results = read_json(training.run("two") / "results.json")
+    assert [(stage["stage"], stage["steps"]) for stage in results["stages"]] == [
+        ("before", 2),
+        ("two", 4),
+    ]
+    assert results["steps"] == 6 and "two: 6 updates in" in capsys.readouterr().out
+    assert training("predict", "two", "I loved it") == 0
 
 
 # Runs are found again

@@ -12,6 +12,7 @@ from training.config import RunConfig
 from training.datasets.config import DatasetConfig
 from training.datasets.examples import TextData
 from training.language_model import LanguageModel
+from training.objectives import Generation, build_objective
 
 CONTEXT = 8
 DATA = TextData(
@@ -32,9 +33,12 @@ CONFIG = RunConfig(
 
 @pytest.fixture(scope="module")
 def learner():
-    learner = LanguageModel.create(CONFIG, DATA)
-    learner.prepare(DATA)
-    return learner
+    return LanguageModel.create(CONFIG, DATA)
+
+
+@pytest.fixture(scope="module")
+def objective(learner):
+    return build_objective(CONFIG, learner, DATA, seed=0)
 
 
 @pytest.fixture
@@ -64,7 +68,7 @@ def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(uniform, tmp_path)
     assert json.loads(json.dumps(results)) == results
 
 
-def test_the_loss_is_that_of_every_window_read_on_its_own(learner):
+def test_the_loss_is_that_of_every_window_read_on_its_own(learner, objective):
     """The plain sum over windows of the context's length, one at a time and without padding."""
     documents = DATA.validation
     rows = learner.tokenizer(tf.constant(documents)).to_list()
@@ -80,7 +84,8 @@ def test_the_loss_is_that_of_every_window_read_on_its_own(learner):
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         loss -= sum(log_p[i, token] for i, token in enumerate(window[1:]))
         correct += sum(log_p[i].argmax() == token for i, token in enumerate(window[1:]))
-    figures = learner.validate()
+    figures = objective.validate()
+    assert figures == learner.figures_of(documents)
     count = sum(len(tokens) - 1 for tokens in documents_of_tokens)
     assert figures["loss"] == pytest.approx(loss / count, rel=1e-5)
     assert figures["accuracy"] == pytest.approx(correct / count)
@@ -88,19 +93,22 @@ def test_the_loss_is_that_of_every_window_read_on_its_own(learner):
     assert figures["bits_per_character"] == pytest.approx(loss / math.log(2) / characters, rel=1e-5)
 
 
-def test_training_rows_are_cut_from_the_training_texts(learner):
+def test_training_rows_are_cut_from_the_training_texts(learner, objective):
     rows = learner.tokenizer(tf.constant(DATA.train)).to_list()
     texts = [" ".join(map(str, [BEGIN, *row, END])) for row in rows]
-    for step in range(learner.batches.num_batches):
-        batch = learner.batches.at(step)
+    batches = objective.batches(batch_size=2, seed=0)
+    assert batches.num_batches > 5
+    for step in range(batches.num_batches):
+        batch = batches.at(step)
         assert batch["tokens"].shape[0] == 2 and batch["tokens"].shape[1] <= CONTEXT
         for targets in batch["targets"]:
             piece = " ".join(str(target) for target in targets if target)
             assert any(piece in text for text in texts)
 
 
-def test_less_loss_is_a_better_score(learner):
-    assert learner.score({"loss": 2.0, "accuracy": 0.1}) > learner.score(
+def test_less_loss_is_a_better_score(objective):
+    assert isinstance(objective, Generation) and objective.unit == "tokens"
+    assert objective.score({"loss": 2.0, "accuracy": 0.1}) > objective.score(
         {"loss": 3.0, "accuracy": 0.9}
     )
 

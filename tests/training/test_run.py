@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from training import run as main_path
-from training.config import RunConfig
+from training.config import RunConfig, override
 from training.pipeline import ClassificationBatches
 from training.run import fit_run, load_run
 from training.runs import read_config, read_json, run_folder
@@ -48,6 +48,11 @@ def stop_before(monkeypatch, step):
     monkeypatch.setattr(ClassificationBatches, "at", at)
 
 
+def without_seconds(results):
+    stages = [{k: v for k, v in stage.items() if k != "seconds"} for stage in results["stages"]]
+    return results | {"stages": stages, "seconds": None}
+
+
 def test_a_stopped_run_goes_on_in_its_folder_and_ends_as_if_never_stopped(
     config, tmp_path, monkeypatch
 ):
@@ -67,13 +72,46 @@ def test_a_stopped_run_goes_on_in_its_folder_and_ends_as_if_never_stopped(
     again, outcome = fit_run(config, tmp_path / "parts")
     assert again == part and outcome.reason == "finished"
     parts = read_json(part / "results.json")
-    for results in (whole, parts):
-        results.pop("seconds")
-    assert parts == whole
+    assert without_seconds(parts) == without_seconds(whole)
     lines = (part / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [json.loads(line)["step"] for line in lines]
     assert steps == sorted(steps)
 
     learner = load_run(folder)
+    assert (folder / "checkpoints" / "reviews" / "best").is_dir()
     split = main_path.load_dataset(config.dataset, config.task).test
     assert learner.evaluate(split, tmp_path) == whole["test"]
+
+
+def test_what_a_run_tells_of_itself(config, tmp_path):
+    config = override(config, ["strategy=sam(accumulate(adamw, 2))", "max_updates=60"])
+    folder, outcome = fit_run(config, tmp_path)
+    results = read_json(folder / "results.json")
+    (stage,) = results["stages"]
+    assert stage == read_json(folder / "stages.json")[0]
+    assert stage["stage"] == config.name and stage["ended"] == results["ended"] == outcome.reason
+    assert stage["steps"] == results["steps"] == outcome.step
+    assert stage["best_step"] == results["best_step"] == outcome.best_step
+    # Sam runs each of two batches twice.
+    assert stage["gradient_evaluations"] == results["gradient_evaluations"] == 4 * outcome.step
+    assert results["seconds"] == stage["seconds"] > 0
+
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines} == {config.name}
+    training = [line for line in lines if "loss" in line]
+    assert training and len(training) < len(lines)
+    for line in training:
+        assert line["gradient_evaluations"] == 4 * line["step"]
+        assert 0 < line["update_to_weight"] < 1 and line["grad_norm"] > 0
+    for line in lines:
+        assert ("validation_loss" in line) != ("loss" in line)
+
+
+def test_how_it_saves_and_groups_its_updates_changes_nothing_that_is_learned(config, tmp_path):
+    outcomes = []
+    for changes in ([], ["save_every=0"], ["keep_checkpoints=3"], ["updates_per_call=4"]):
+        folder, _ = fit_run(override(config, changes), tmp_path / str(len(outcomes)))
+        outcomes.append(without_seconds(read_json(folder / "results.json")))
+        files = list((folder / "checkpoints" / config.name / "last").glob("ckpt-*.npz"))
+        assert len(files) == (4 if changes == ["keep_checkpoints=3"] else 2)
+    assert outcomes[1:] == outcomes[:1] * 3
