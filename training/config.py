@@ -179,6 +179,13 @@ class StageConfig:
         )
         private = any(link.name == "dp_sgd" for link in chain)
         require(
+            self.mixture is None or not private and size != FULL_BATCH,
+            "mixture",
+            "none with dp_sgd, which counts on one data set, and with batch_size=full, whose "
+            "pieces are those of one",
+            self.mixture and self.mixture.name,
+        )
+        require(
             not private or isinstance(size, int),
             "batch_size",
             "a number with dp_sgd, whose epsilon holds for examples drawn at one rate",

@@ -125,6 +125,8 @@ def fit(
             save()
             totals.restart()
         while step < plan.steps:
+            if progress.get("has_converged"):  # and was killed before that could be told
+                return outcome("converged")
             if plan.patience and progress["num_stale"] >= plan.patience:
                 return outcome("early")
             count = _updates_until_due(plan, step)
@@ -135,6 +137,7 @@ def fit(
             step += count
             totals.add(said)
             has_converged = plan.watches_every_update and _converged(plan, progress, said)
+            progress["has_converged"] = has_converged
             evaluation_due = step % plan.evaluate_every == 0 or step == plan.steps or has_converged
             if not (evaluation_due or interruption or report_due):
                 continue

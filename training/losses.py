@@ -37,9 +37,7 @@ def classification_loss(batch: Batch, logits: tf.Tensor, *, label_smoothing: flo
     With `label_smoothing` s the target is 1 - s on the label and s spread evenly over all K
     (Szegedy et al., 2016, sec. 7).
     """
-    ones = tf.ones_like(batch["label"], tf.float32)
-    weight = tf.cast(batch["weight"], tf.float32) if "weight" in batch else ones
-    return cross_entropy(batch["label"], logits, weight, label_smoothing)
+    return cross_entropy(batch["label"], logits, _weight(batch), label_smoothing)
 
 
 def language_model_loss(batch: Batch, logits: tf.Tensor, *, label_smoothing: float = 0.0) -> Sums:
@@ -58,14 +56,22 @@ def distillation_loss(
 ) -> Sums:
     """(1 - s) CE + s T^2 KL(p_T of the teacher || p_T of the student) (Hinton et al., 2015).
 
-    `batch["teacher_logits"]` float32 (B, K) are those of the teacher for the same rows.
+    `batch["teacher_logits"]` float32 (B, K) are those of the teacher for the same rows. T^2 keeps
+    the size of the gradient: for large T it is (z - v) / K of centred logits, whatever T (eq. 4).
     """
     sums = classification_loss(batch, logits, label_smoothing=label_smoothing)
     teacher = tf.nn.log_softmax(batch["teacher_logits"] / temperature)
     student = tf.nn.log_softmax(tf.cast(logits, tf.float32) / temperature)
-    divergence = tf.reduce_sum(tf.exp(teacher) * (teacher - student))
-    soft = temperature**2 * divergence
+    divergence = tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=-1)  # (B,)
+    soft = temperature**2 * tf.reduce_sum(divergence * _weight(batch))
     return sums | {"loss_sum": (1 - share) * sums["loss_sum"] + share * soft}
+
+
+def _weight(batch: Batch) -> tf.Tensor:
+    """How often each row counts: float32 (B,)."""
+    if "weight" in batch:
+        return tf.cast(batch["weight"], tf.float32)
+    return tf.ones_like(batch["label"], tf.float32)
 
 
 def cross_entropy(

@@ -67,16 +67,14 @@ def build_objective(stage: StageConfig, learner, data, *, seed: int, teacher=Non
     return make(learner, data, stage=stage, seed=seed)
 
 
-def build_batches(
-    objective: Objective, mixed_in: Objective | None, stage: StageConfig, **settings
-) -> Batches:
+def build_batches(objectives: Sequence[Objective], stage: StageConfig, **settings) -> Batches:
     """The batches of a stage, those of a second data set mixed in if there is one."""
-    first = objective.batches(**settings)
-    if mixed_in is None:
+    first, *mixed_in = (objective.batches(**settings) for objective in objectives)
+    if not mixed_in:
         return first
     return MixedBatches(
         first,
-        mixed_in.batches(**settings),
+        *mixed_in,
         share=stage.mixture_share,
         seed=settings["seed"],
         num_updates=settings["num_updates"],
@@ -90,6 +88,11 @@ class Classification:
     unit = "examples"
 
     def __init__(self, learner, data: ClassificationData, *, stage: StageConfig, seed: int):
+        if tuple(data.label_names) != learner.label_names:
+            raise ValueError(
+                f"{stage.name}: its texts must have the labels of the run, "
+                f"{', '.join(learner.label_names)}. Received: {', '.join(data.label_names)}"
+            )
         self.learner = learner
         self.rows, self.labels = encode(learner.tokenizer, data.train.texts), data.train.labels
         self.held_out = encode(learner.tokenizer, data.validation.texts), data.validation.labels
@@ -146,6 +149,10 @@ class _TaughtBatches(ClassificationBatches):
     def batch_of(self, examples, limit, index):
         taught = {"teacher_logits": self.teacher_logits[examples]}
         return super().batch_of(examples, limit, index) | taught
+
+    def at(self, index):
+        nothing = np.zeros((1, self.teacher_logits.shape[1]), np.float32)  # of an empty batch
+        return {"teacher_logits": nothing} | super().at(index)
 
 
 class Generation:
@@ -255,6 +262,8 @@ class MaskedToken(_TokenPretraining):
 
 class _MaskedBatches(ClassificationBatches):
     """{"tokens", "targets"}: int32 (B, T); a target is 0 where nothing is to be guessed."""
+
+    fields = {"tokens": 2, "targets": 2}
 
     def __init__(self, rows, rate: float, vocabulary_size: int, **settings):
         self.rate, self.vocabulary_size = rate, vocabulary_size

@@ -9,9 +9,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from model.config import require
+from model.dropout import dropout_rates
 from training.checkpoints import Checkpoints
 from training.classification import Classifier
-from training.config import CLASSIFICATION, RunConfig
+from training.config import CLASSIFICATION, RunConfig, StageConfig
 from training.datasets.catalogue import load_dataset
 from training.language_model import LanguageModel
 from training.loop import Outcome
@@ -53,15 +55,15 @@ def fit_run(
     data: Any = load_dataset(config.dataset, config.task)  # the shape follows the task
     for note in data.notes:
         logger.info(note)
-    teacher = _teacher(config, runs)
     with replicas.scope():
         learner = begin_run(config, folder, data)
+    rates = [float(rate.numpy()) for rate in dropout_rates(learner.model)]  # as built
     done: list[dict] = read_json(folder / STAGES_FILE) if (folder / STAGES_FILE).is_file() else []
-    if done:  # go on from the weights that the last finished stage ended with
-        last = stage_folder(folder, config.stages[len(done) - 1])
-        Checkpoints(last, learner.model).restore_best()
     outcome = None
     for number in range(len(done), len(config.stages)):
+        if number:
+            _go_on_from(folder, config.stages[number - 1], learner, rates)
+        teacher = _teacher(config.stages[number], learner, runs)
         with replicas.scope():
             stage = build_stage(config, number, learner, teacher=teacher, replicas=replicas)
         initial_weights = _digest(learner.model.variables)
@@ -78,11 +80,12 @@ def fit_run(
             outcome = fit_stage(config, stage, learner, folder, log, observe if is_last else None)
         if outcome.reason == "interrupted":
             return folder, outcome
-        if stage.lora:  # a network without the low-rank parts, into which they are merged
-            learner = _load(config, folder)
-        Checkpoints(stage_folder(folder, stage.config), learner.model).restore_best()
+        if stage.lora:  # a network without the low-rank parts, which are merged into it
+            with replicas.scope():
+                learner = _load(config, folder)
         done.append(stage.record(outcome) | {"initial_weights": initial_weights})
         write_json(folder / STAGES_FILE, done)
+    _go_on_from(folder, config, learner, rates)
     results = {
         "test": learner.evaluate(data.test, folder),
         "validation": learner.figures_of(data.validation),
@@ -105,21 +108,35 @@ def load_run(folder: Path) -> Learner:
     return learner
 
 
-def _teacher(config: RunConfig, runs: Path):
-    """Texts to logits by the run that `config` learns from, fitted first if it is not yet."""
-    if config.teacher is None:
+def _go_on_from(folder: Path, stage: StageConfig, learner: Learner, rates: list[float]) -> None:
+    """Loads what `stage` ended with; dropout rates that it moved are again as built."""
+    Checkpoints(stage_folder(folder, stage), learner.model).restore_best()
+    for variable, rate in zip(dropout_rates(learner.model), rates, strict=True):
+        variable.assign(rate)
+
+
+def _teacher(stage: StageConfig, learner: Any, runs: Path):
+    """Texts to logits by the run that `stage` learns from, fitted first if it is not yet."""
+    if stage.teacher is None:
         return None
     from training.recipes import recipe
 
-    teacher = recipe(config.teacher)
-    folder = run_folder(runs, teacher)
+    config = recipe(stage.teacher)
+    folder = run_folder(runs, config)
     if not (folder / RESULTS_FILE).is_file():
-        logger.info(f"{config.name} learns from {config.teacher}, which is trained first.")
-        _, outcome = fit_run(teacher, runs)
+        logger.info(f"{stage.name} learns from {stage.teacher}, which is trained first.")
+        _, outcome = fit_run(config, runs)
         if outcome.reason == "interrupted":
             raise KeyboardInterrupt
-    learner: Any = load_run(folder)
-    return learner.logits
+    teacher: Any = load_run(folder)
+    labels = getattr(teacher, "label_names", ())
+    require(
+        labels == learner.label_names,
+        "teacher",
+        f"a recipe with the labels {', '.join(learner.label_names)}",
+        f"{stage.teacher} with {', '.join(labels) or 'none'}",
+    )
+    return teacher.logits
 
 
 def _digest(variables) -> str:

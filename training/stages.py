@@ -92,23 +92,20 @@ def build_stage(
     chain = resolve(strategy)
     is_private = any(link.name == "dp_sgd" for link in chain)
     per_update = batches_per_update(chain)
-    mixed_in = None
+    objectives = [objective]
     if config.mixture:
         other = replace(config, dataset=config.mixture)
-        mixed_in = build_objective(config, learner, load_data(run, other), seed=seed)
+        objectives.append(build_objective(config, learner, load_data(run, other), seed=seed))
+    settings: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "sampling": "poisson" if is_private else "shuffled",
+        "batches_per_update": per_update,
+        "seed": seed,
+    }
+    num_updates = config.max_updates or _num_updates(config.epochs, objectives, settings)
     batches = build_batches(
-        objective,
-        mixed_in,
-        config,
-        batch_size=config.batch_size,
-        max_tokens=config.max_tokens,
-        sampling="poisson" if is_private else "shuffled",
-        num_updates=config.max_updates,
-        batches_per_update=per_update,
-        seed=seed,
+        objectives, config, max_tokens=config.max_tokens, num_updates=num_updates, **settings
     )
-    passes = round(config.epochs * batches.num_batches / per_update)
-    num_updates = config.max_updates or max(passes, 1)
     plain, lora = list(learner.model.variables), []
     if config.lora_rank:
         lora = add_lora(
@@ -141,6 +138,12 @@ def build_stage(
         lora=lora,
         privacy=_privacy(chain, batches),
     )
+
+
+def _num_updates(epochs: float, objectives: list[Objective], settings: dict) -> int:
+    """Of so many passes over all texts, at least one."""
+    num_batches = sum(objective.batches(**settings).num_batches for objective in objectives)
+    return max(round(epochs * num_batches / settings["batches_per_update"]), 1)
 
 
 def fit_stage(
@@ -227,6 +230,8 @@ def load_data(run: RunConfig, config: StageConfig) -> Any:
 def moving_weights(config: StageConfig, model, loss, batch: dict) -> list:
     """The variables of `model` that the stage moves: those it names and the loss depends on."""
     chosen = [v for v in model.trainable_variables if re.search(config.trainable, v.path)]
+    if config.lora_rank:  # nothing else: biases, norms and other layers stay as they are
+        chosen = [v for v in chosen if v.name.startswith("lora_")]
     used = _are_used(chosen, model, loss, batch)
     weights = [v for v, is_used in zip(chosen, used, strict=True) if is_used]
     if not weights:
