@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from training.losses import classification_loss, language_model_loss
+from training.losses import classification_loss, distillation_loss, language_model_loss
 
 
 def log_softmax(logits):
@@ -82,3 +83,72 @@ def test_logits_far_apart_stay_finite():
     logits = np.array([[1e4, -1e4], [1e4, -1e4]], np.float32)
     sums = numbers(classification_loss({"label": np.array([0, 1], np.int32)}, logits))
     assert sums["loss_sum"] == pytest.approx(2e4)
+
+
+# Distillation -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def taught(texts):
+    labels, logits = texts
+    teacher = np.random.default_rng(2).normal(size=logits.shape).astype("float32")
+    return {"label": labels, "teacher_logits": teacher}, logits
+
+
+def test_distillation_is_hard_and_soft_loss_in_shares(taught):
+    batch, logits = taught
+    T = 3.0
+    p, q = log_softmax(batch["teacher_logits"] / T), log_softmax(logits / T)
+    soft = T**2 * np.sum(np.exp(p) * (p - q))
+    hard = numbers(classification_loss(batch, logits, label_smoothing=0.1))
+    for share in (0.0, 0.3, 1.0):
+        sums = numbers(
+            distillation_loss(batch, logits, temperature=T, share=share, label_smoothing=0.1)
+        )
+        expected = (1 - share) * hard["loss_sum"] + share * soft
+        assert sums == pytest.approx(hard | {"loss_sum": expected}, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 8.0])
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(taught, temperature):
+    batch, _ = taught
+    logits = tf.Variable(batch["teacher_logits"] + 2.0)  # as a constant changes no probability
+    with tf.GradientTape() as tape:
+        loss = distillation_loss(batch, logits, temperature=temperature, share=1.0)["loss_sum"]
+    assert float(loss) == pytest.approx(0, abs=1e-4)
+    np.testing.assert_allclose(tape.gradient(loss, logits), 0, atol=1e-5)
+
+
+def test_the_gradient_of_the_teachers_term_keeps_its_size_at_any_temperature(taught):
+    """To first order in 1/T it is (z - v) / K, of centred logits (Hinton et al., 2015, eq. 4)."""
+    batch, logits = taught
+
+    def gradient(temperature):
+        variable = tf.Variable(logits)
+        with tf.GradientTape() as tape:
+            loss = distillation_loss(batch, variable, temperature=temperature, share=1.0)
+        return tape.gradient(loss["loss_sum"], variable).numpy()
+
+    z, v = (x - x.mean(-1, keepdims=True) for x in (logits, batch["teacher_logits"]))
+    limit = (z - v) / logits.shape[1]
+    errors = [np.abs(gradient(T) - limit).max() for T in (10.0, 20.0, 40.0)]
+    assert errors[-1] < 0.05 * np.abs(limit).max()
+    # First order: half the error at twice the temperature.
+    for error, later in zip(errors, errors[1:], strict=False):
+        assert later == pytest.approx(error / 2, rel=0.2)
+
+
+def test_rows_that_do_not_count_teach_nothing(taught):
+    batch, logits = taught
+    weight = np.array([1, 0, 1, 1, 0, 2], np.float32)
+    counted = np.repeat(np.arange(6), weight.astype(int))
+    settings = {"temperature": 2.0, "share": 0.7}
+    rows = {name: value[counted] for name, value in batch.items()}
+    expected = numbers(distillation_loss(rows, logits[counted], **settings))
+    sums = numbers(distillation_loss(batch | {"weight": weight}, logits, **settings))
+    assert sums == pytest.approx(expected, rel=1e-5)
+    # Padding may hold anything.
+    logits, teacher = logits.copy(), batch["teacher_logits"].copy()
+    logits[weight == 0], teacher[weight == 0] = 50.0, -50.0
+    changed = batch | {"weight": weight, "teacher_logits": teacher}
+    assert numbers(distillation_loss(changed, logits, **settings)) == sums

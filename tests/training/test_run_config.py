@@ -367,6 +367,14 @@ def test_a_wrong_expression_is_refused_under_its_name(setting, value):
     [
         ({"batch_size": "linear(2, 8)"}, ["max_updates must be set when batch_size is a schedule"]),
         ({"batch_size": "full", "strategy": "dp_sgd(sgd)"}, ["batch_size must be a number with"]),
+        (
+            {"batch_size": "full", "mixture": DatasetConfig(name="imdb")},
+            ["mixture must be none with dp_sgd", "batch_size=full", "'imdb'"],
+        ),
+        (
+            {"strategy": "dp_sgd(sgd)", "mixture": DatasetConfig(name="imdb")},
+            ["mixture must be none with dp_sgd", "'imdb'"],
+        ),
         ({"objective": "distillation"}, ["teacher must be a recipe's name", "None"]),
         ({"objective": "language_model"}, ["objective must be supervised or distillation"]),
         (

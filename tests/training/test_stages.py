@@ -14,6 +14,7 @@ from training.checkpoints import checkpoint_files, read_checkpoint
 from training.classification import Classifier
 from training.config import RunConfig
 from training.datasets.catalogue import load_dataset
+from training.objectives import _MaskedBatches, _TaughtBatches
 from training.pipeline import ClassificationBatches
 from training.run import fit_run, load_run
 from training.runs import read_json
@@ -100,12 +101,13 @@ def arrays(folder, stage, kind, step=None):
         for p in checkpoint_files(folder / "checkpoints" / stage / kind)
     }
     checkpoint = read_checkpoint(files[max(files) if step is None else step])
-    weights = {  # seeds share their paths
-        name if "seed" in name else name.partition(":")[2]: value
-        for name, value in checkpoint.arrays.items()
-        if name.startswith("weights/")
-    }
-    assert len(weights) == sum(name.startswith("weights/") for name in checkpoint.arrays)
+    weights = {}
+    for name, value in checkpoint.arrays.items():
+        kind, _, path = name.partition(":")
+        if kind.startswith("weights/"):
+            while path in weights:  # layers of one kind, told apart by their order
+                path += "'"
+            weights[path] = value
     return weights
 
 
@@ -232,6 +234,7 @@ def test_what_is_loaded_is_what_was_evaluated(staged, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_vocabulary_knows_the_texts_of_every_stage(reviews, tmp_path):
     other = write_texts(tmp_path / "other.jsonl", 60, seed=7)
     before = [{"name": "read", "objective": "language_model", "dataset": other, "max_updates": 1}]
@@ -279,6 +282,7 @@ def test_a_run_stopped_in_its_last_stage_ends_as_if_never_stopped(staged, tmp_pa
             assert changed(a, b) == set()
 
 
+@pytest.mark.slow
 def test_a_run_stopped_between_two_stages_goes_on_with_the_second(staged, tmp_path, monkeypatch):
     """Killed after a stage was written down, before the next one had a checkpoint."""
     config, whole, _ = staged
@@ -520,6 +524,21 @@ def test_what_is_hidden_is_what_is_to_be_guessed(reviews):
     assert is_same.mean() == pytest.approx(0.1, abs=0.07)
 
 
+def test_an_empty_batch_has_the_fields_of_any_other():
+    """Poisson sampling may draw nobody; such a batch is stacked with others all the same."""
+    rows, labels = [np.array([2, 3, 4], np.int32)] * 40, np.zeros(40, np.int32)
+    settings = {"batch_size": 1, "seed": 0, "sampling": "poisson"}
+    taught = _TaughtBatches(rows, labels, np.ones((40, 3), np.float32), **settings)
+    for batches in (taught, _MaskedBatches(rows, 0.5, 9, **settings)):
+        found = [batches.at(i) for i in range(20)]
+        empty = [batch for batch in found if not batch["weight"].any()]
+        assert 0 < len(empty) < 20
+        stacked = stack(found)
+        for name, value in found[0].items():
+            assert {batch[name].dtype for batch in found} == {value.dtype}
+            assert stacked[name].ndim == 1 + value.ndim
+
+
 @pytest.mark.parametrize("objective", ["language_model", "masked_language_model"])
 def test_a_network_without_token_logits_is_refused(reviews, tmp_path, objective):
     before = {"name": "read", "objective": objective}
@@ -587,6 +606,7 @@ def test_what_is_kept_has_the_changes_merged_into_the_kernels(adapted):
         assert singular[2:].max(initial=0.0) < 1e-5 * max(singular[0], 1.0)
 
 
+@pytest.mark.slow
 def test_a_run_with_low_rank_changes_is_loaded_and_exported_as_evaluated(adapted, tmp_path):
     from training.export import export_run
 
@@ -621,6 +641,7 @@ def test_a_stage_of_low_rank_changes_is_left_as_it_was_by_evaluating(reviews):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_stopped_stage_of_low_rank_changes_goes_on(adapted, tmp_path, monkeypatch):
     config, whole = adapted
     with monkeypatch.context() as patch:
@@ -642,6 +663,7 @@ def teacher(reviews, monkeypatch):
     return config
 
 
+@pytest.mark.slow
 def test_a_share_of_nothing_is_plain_training_bit_for_bit(reviews, teacher, tmp_path):
     taught = {"objective": "distillation", "teacher": "tutor", "label_smoothing": 0.1}
     student = run_config(reviews, **taught, distillation_share=0.0)
@@ -656,6 +678,7 @@ def test_a_share_of_nothing_is_plain_training_bit_for_bit(reviews, teacher, tmp_
     assert len(list((tmp_path / "runs").glob("tutor-*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_stage_before_the_last_may_have_a_teacher(reviews, teacher, tmp_path):
     before = {
         "name": "taught",
@@ -677,6 +700,7 @@ def test_a_teacher_of_other_labels_is_refused(reviews, monkeypatch, tmp_path):
         fit_run(student, tmp_path / "runs")
 
 
+@pytest.mark.slow
 def test_a_student_comes_closer_to_its_teacher(reviews, teacher, tmp_path):
     student = run_config(
         reviews,
