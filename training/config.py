@@ -174,7 +174,7 @@ class StageConfig:
         require(
             chain[-1].name not in SCHEDULE_FREE or name in ("constant", "plateau"),
             "optimizer.schedule",
-            f"constant(warmup=...) with {chain[-1].name}, which averages in place of a falling rate",
+            f"constant(warmup=...) with {chain[-1].name}, which averages in place of a lower rate",
             self.optimizer.schedule,
         )
         private = any(link.name == "dp_sgd" for link in chain)

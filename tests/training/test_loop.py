@@ -295,12 +295,14 @@ def test_training_ends_when_it_has_converged(tmp_path):
         said = add_one(None)
         return said | {"loss_sum": np.array([1.0 / weight.numpy()])}
 
-    run = scripted(
-        tmp_path, [0.5] * 50, train_step=falling, evaluate_every=100, stop_loss=0.25, stop_updates=3
-    )
+    plan = {"evaluate_every": 100, "stop_loss": 0.25, "stop_updates": 3}
+    run = scripted(tmp_path, [0.5] * 50, train_step=falling, **plan)
     assert (run.outcome.reason, run.outcome.step) == ("converged", 6)
     steps = [step for step, metrics in run.lines if "validation_loss" in metrics]
     assert steps == [0, 6]  # the end is evaluated
+    # Killed before that was written down, it has still converged: no update is added.
+    again = scripted(tmp_path, [0.5] * 50, train_step=falling, **plan)
+    assert (again.outcome.reason, again.outcome.step) == ("converged", 6)
 
 
 def test_a_low_gradient_norm_must_last(tmp_path):
