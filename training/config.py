@@ -111,7 +111,7 @@ class StageConfig:
     mixture: DatasetConfig | None = None  # a second data set whose batches are mixed in ...
     mixture_share: str = "0.5"  # ... with this probability, or a schedule of it
     mask_rate: float = 0.15  # of masked_language_model: tokens that are hidden
-    lora_rank: int = 0  # above 0: only low-rank changes of the layers in lora_layers are learned
+    lora_rank: int = 0  # above 0: low-rank changes of lora_layers, and what trainable names
     lora_alpha: float = 16.0  # the change is alpha / rank times the product of its factors
     lora_layers: str = "kernel"  # a regular expression
     teacher: str | None = None  # of distillation: a recipe, trained first if need be

@@ -229,9 +229,7 @@ def load_data(run: RunConfig, config: StageConfig) -> Any:
 
 def moving_weights(config: StageConfig, model, loss, batch: dict) -> list:
     """The variables of `model` that the stage moves: those it names and the loss depends on."""
-    chosen = [v for v in model.trainable_variables if re.search(config.trainable, v.path)]
-    if config.lora_rank:  # nothing else: biases, norms and other layers stay as they are
-        chosen = [v for v in chosen if v.name.startswith("lora_")]
+    chosen = [v for v in model.trainable_variables if _moves(config, v)]
     used = _are_used(chosen, model, loss, batch)
     weights = [v for v, is_used in zip(chosen, used, strict=True) if is_used]
     if not weights:
@@ -243,6 +241,14 @@ def moving_weights(config: StageConfig, model, loss, batch: dict) -> list:
     if left := [v.path for v in chosen if not any(v is w for w in weights)]:
         logger.info(f"{config.name}: the loss does not depend on {', '.join(left)}.")
     return weights
+
+
+def _moves(config: StageConfig, variable) -> bool:
+    """Of a LoRA stage the factors, and what is named besides (a new head, say); else what is named."""
+    if config.lora_rank and variable.name.startswith("lora_"):
+        return True
+    is_named = re.search(config.trainable, variable.path) is not None
+    return is_named and not (config.lora_rank and not config.trainable)
 
 
 def _are_used(variables: list, model, loss, batch: dict) -> list[bool]:

@@ -63,7 +63,7 @@ def sentiment_lora() -> RunConfig:
         name="sentiment_lora",
         lora_rank=8,
         lora_layers="qkv|output_projection|expand|contract",
-        trainable="lora|head",
+        trainable="encoder/head",
         optimizer=OptimizerConfig(peak_learning_rate=2e-3, schedule="cosine(warmup=100)"),
     )
 
