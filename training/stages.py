@@ -121,6 +121,7 @@ def build_stage(
         config.optimizer,
         num_updates=num_updates,
         seed=seed,
+        batch_size=batches.batch_size,
         rate_factors=config.factors(),
         replicas=replicas,
     )
