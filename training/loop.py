@@ -177,7 +177,8 @@ def _converged(plan: Plan, progress: dict, said: dict) -> bool:
     is_low = (plan.stop_loss is not None and loss <= plan.stop_loss) or (
         plan.stop_grad_norm is not None and float(said["grad_norm"][-1]) <= plan.stop_grad_norm
     )
-    progress["num_low"] = progress.get("num_low", 0) + 1 if is_low else 0
+    is_skipped = "num_skipped" in said and float(said["num_skipped"][-1]) > 0  # by loss_scale
+    progress["num_low"] = progress.get("num_low", 0) + 1 if is_low and not is_skipped else 0
     return progress["num_low"] >= plan.stop_updates
 
 

@@ -7,6 +7,7 @@ Each takes a batch and its logits and returns float32 scalars "loss_sum" (nats),
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -18,17 +19,32 @@ class TaskLoss:
     """The loss of one batch, in two halves that a strategy may call on its own.
 
     `logits(batch)` runs the network for training, `of_logits(batch, logits)` gives the sums.
+    A recurrent network that takes and gives back its state has `logits_and_state(batch, state)` ->
+    (logits, state) besides; state None is where a text begins.
     """
 
     def __init__(
         self,
         logits: Callable[[Batch], tf.Tensor],
         of_logits: Callable[[Batch, tf.Tensor], Sums],
+        logits_and_state: Callable[[Batch, Any], tuple[tf.Tensor, Any]] | None = None,
     ):
         self.logits, self.of_logits = logits, of_logits
+        self.logits_and_state = logits_and_state
 
     def __call__(self, batch: Batch) -> Sums:
         return self.of_logits(batch, self.logits(batch))
+
+    @property
+    def has_state(self) -> bool:
+        return self.logits_and_state is not None
+
+    def with_state(self, batch: Batch, state: Any = None) -> tuple[Sums, Any]:
+        """The sums of one piece of every text, and the state that its next piece goes on from."""
+        if self.logits_and_state is None:
+            raise ValueError("This loss is that of a network without a state to carry on.")
+        logits, state = self.logits_and_state(batch, state)
+        return self.of_logits(batch, logits), state
 
 
 def classification_loss(batch: Batch, logits: tf.Tensor, *, label_smoothing: float = 0.0) -> Sums:
@@ -37,13 +53,22 @@ def classification_loss(batch: Batch, logits: tf.Tensor, *, label_smoothing: flo
     With `label_smoothing` s the target is 1 - s on the label and s spread evenly over all K
     (Szegedy et al., 2016, sec. 7).
     """
-    return cross_entropy(batch["label"], logits, _weight(batch), label_smoothing)
+    return cross_entropy(batch["label"], logits, target_weights(batch), label_smoothing)
 
 
 def language_model_loss(batch: Batch, logits: tf.Tensor, *, label_smoothing: float = 0.0) -> Sums:
     """Cross-entropy of `batch["targets"]` int32 (B, T), 0 is padding, under `logits` (B, T, V)."""
-    weight = tf.cast(batch["targets"] != 0, tf.float32)
-    return cross_entropy(batch["targets"], logits, weight, label_smoothing)
+    return cross_entropy(batch["targets"], logits, target_weights(batch), label_smoothing)
+
+
+def target_weights(batch: Batch) -> tf.Tensor:
+    """How often each target counts: float32 (B, T) for `batch["targets"]`, else (B,) for labels."""
+    if "targets" in batch:
+        is_target = tf.cast(batch["targets"] != 0, tf.float32)
+        return is_target * batch["weight"][:, None] if "weight" in batch else is_target
+    if "weight" in batch:
+        return tf.cast(batch["weight"], tf.float32)
+    return tf.ones_like(batch["label"], tf.float32)
 
 
 def distillation_loss(
@@ -63,15 +88,8 @@ def distillation_loss(
     teacher = tf.nn.log_softmax(batch["teacher_logits"] / temperature)
     student = tf.nn.log_softmax(tf.cast(logits, tf.float32) / temperature)
     divergence = tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=-1)  # (B,)
-    soft = temperature**2 * tf.reduce_sum(divergence * _weight(batch))
+    soft = temperature**2 * tf.reduce_sum(divergence * target_weights(batch))
     return sums | {"loss_sum": (1 - share) * sums["loss_sum"] + share * soft}
-
-
-def _weight(batch: Batch) -> tf.Tensor:
-    """How often each row counts: float32 (B,)."""
-    if "weight" in batch:
-        return tf.cast(batch["weight"], tf.float32)
-    return tf.ones_like(batch["label"], tf.float32)
 
 
 def cross_entropy(

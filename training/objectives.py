@@ -6,6 +6,7 @@ Axes: B batch, T tokens, K labels, V vocabulary.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -167,7 +168,11 @@ class Generation:
         smoothing = stage.label_smoothing
         of_logits = functools.partial(language_model_loss, label_smoothing=smoothing)
         model = learner.model
-        self.loss = TaskLoss(lambda batch: model(batch["tokens"], training=True), of_logits)
+        self.loss = TaskLoss(
+            lambda batch: model(batch["tokens"], training=True),
+            of_logits,
+            functools.partial(_logits_and_state, model) if _has_state(model) else None,
+        )
 
     def batches(self, **settings) -> Batches:
         context = self.learner.model.config.context_length
@@ -178,6 +183,15 @@ class Generation:
 
     def score(self, metrics):
         return -metrics["loss"]
+
+
+def _has_state(model) -> bool:
+    """Whether the network takes and gives back what it remembers of the tokens before."""
+    return "return_state" in inspect.signature(model.call).parameters
+
+
+def _logits_and_state(model, batch, state):
+    return model(batch["tokens"], training=True, state=state, return_state=True)
 
 
 class _TokenPretraining:

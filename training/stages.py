@@ -118,6 +118,7 @@ def build_stage(
         config.optimizer,
         num_updates=num_updates,
         seed=seed,
+        batch_size=batches.batch_size,
         rate_factors=config.factors(),
         replicas=replicas,
     )
@@ -244,7 +245,7 @@ def moving_weights(config: StageConfig, model, loss, batch: dict) -> list:
 
 
 def _moves(config: StageConfig, variable) -> bool:
-    """Of a LoRA stage the factors, and what is named besides (a new head, say); else what is named."""
+    """What is named; of a LoRA stage the factors, and of the rest only what is named."""
     if config.lora_rank and variable.name.startswith("lora_"):
         return True
     is_named = re.search(config.trainable, variable.path) is not None

@@ -20,6 +20,7 @@ def compile_updates(rule: UpdateRule, *, xla: bool = False) -> Callable[[Batch],
             "xla=true compiles for one device only (TensorFlow cannot compile a replicated step). "
             "Set xla=false, or train on one device."
         )
+    rule.optimizer_rule.is_compiled = xla
     update = _update_of(rule)
 
     def updates(batches: Batch) -> Sums:

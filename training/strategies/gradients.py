@@ -9,8 +9,15 @@ import tensorflow as tf
 Gradient = Any  # tf.Tensor or tf.IndexedSlices
 
 
-def add(a: list, b: list) -> list:
-    """Entry by entry; rows that both name stand in the sum once."""
+def add(a: list, b: list, *, fixed_shapes: bool = False) -> list:
+    """Entry by entry; rows that both name stand in the sum once.
+
+    With `fixed_shapes` by whole tables: XLA joins lists of rows whose lengths it does not know to
+    one that is too long.
+    """
+    if fixed_shapes:
+        tables = zip(to_fixed(a)[0], to_fixed(b)[0], strict=True)
+        return from_fixed(a, [x + y for x, y in tables])
     return [_add(x, y) for x, y in zip(a, b, strict=True)]
 
 
@@ -63,6 +70,33 @@ def unflatten(like: list, tensors: list[tf.Tensor]) -> list:
             gradients.append(tf.IndexedSlices(next(rest), next(rest), g.dense_shape))
         else:
             gradients.append(next(rest))
+    return gradients
+
+
+def to_fixed(gradients: list) -> tuple[list[tf.Tensor], list[tf.TensorShape]]:
+    """Tensors whose shapes do not depend on which rows are named, to be added one by one.
+
+    A sparse gradient is two: the whole table, and float (rows of it,) above 0 where a row is named.
+    """
+    tensors: list[tf.Tensor] = []
+    for g in gradients:
+        tensors.append(tf.convert_to_tensor(g))
+        if isinstance(g, tf.IndexedSlices):
+            ones = tf.ones_like(g.indices, g.values.dtype)
+            tensors.append(tf.math.unsorted_segment_sum(ones, g.indices, g.dense_shape[0]))
+    return tensors, [t.shape for t in tensors]
+
+
+def from_fixed(like: list, tensors: list[tf.Tensor]) -> list:
+    """The inverse of `to_fixed`: `tensors` in the form of the gradients `like`."""
+    rest, gradients = iter(tensors), []
+    for g in like:
+        table = next(rest)
+        if isinstance(g, tf.IndexedSlices):
+            rows = tf.cast(tf.where(next(rest) > 0)[:, 0], g.indices.dtype)
+            gradients.append(tf.IndexedSlices(tf.gather(table, rows), rows, g.dense_shape))
+        else:
+            gradients.append(table)
     return gradients
 
 

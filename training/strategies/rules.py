@@ -92,6 +92,7 @@ class OptimizerRule(UpdateRule):
         self.loss, self.optimizer, self.weights = loss, optimizer, list(weights)
         self.clip_norm, self.replicas = clip_norm, replicas or Replicas()
         self.loss_factor: Callable[[], tf.Tensor | float] = lambda: 1.0  # of `loss_scale`
+        self.is_compiled = False  # by XLA, whose loops need shapes that do not change
 
     @property
     def optimizer_rule(self) -> OptimizerRule:
@@ -105,9 +106,17 @@ class OptimizerRule(UpdateRule):
         batch = only(batches)
         with tf.GradientTape() as tape:
             sums = self.loss(batch)
-            scaled = sums["loss_sum"] * self.loss_factor()
+            scaled = self.scaled(sums)
+        return self.differentiate(tape, scaled), sums
+
+    def scaled(self, sums: Sums) -> tf.Tensor:
+        """What is differentiated: the summed loss, times the factor of `loss_scale`."""
+        return sums["loss_sum"] * tf.cast(self.loss_factor(), sums["loss_sum"].dtype)
+
+    def differentiate(self, tape: tf.GradientTape, scaled: tf.Tensor) -> list:
+        """The gradient of every weight; sparse ones name each row once."""
         gradients = tape.gradient(scaled, [weight.value for weight in self.weights])
-        return [distinct_rows(gradient) for gradient in gradients], sums
+        return [distinct_rows(gradient) for gradient in gradients]
 
     def apply(self, gradients):
         gradients, norm = clip(gradients, self.clip_norm)

@@ -10,15 +10,26 @@ from training.strategies.rules import Around, UpdateRule
 
 
 class Elsewhere(Around):
-    """The gradient after a step away from the weights, which are put back bit for bit."""
+    """The gradient after a step away from the weights, which are put back bit for bit.
+
+    Reports the loss there: how much it rises on the way is the sharpness that SAM makes small.
+    """
 
     def __init__(self, inner: UpdateRule):
         super().__init__(inner)
         self.num_evaluations = 2 * inner.num_evaluations
+        self.measures = tuple(dict.fromkeys((*inner.measures, "moved_loss_sum")))
 
     def changes(self, gradients: list, num_targets: tf.Tensor) -> list:
-        """Where to step: the change of every weight, given the gradient of the summed loss."""
+        """Where to step: the change of every weight, given the gradient of the summed loss.
+
+        None for a weight that stays.
+        """
         raise NotImplementedError
+
+    def combined(self, here: list, there: list) -> list:
+        """What the update is made of: the gradient there."""
+        return there
 
     def gradient(self, batches):
         here, sums = self.inner.gradient(batches)
@@ -27,19 +38,19 @@ class Elsewhere(Around):
         kept = move(self.weights, self.changes(whole, counts["num_targets"]))
         there, moved = self.inner.gradient(batches)
         put_back(self.weights, kept)
-        return there, sums | {"moved_loss_sum": moved["loss_sum"]}
+        return self.combined(here, there), sums | {"moved_loss_sum": moved["loss_sum"]}
 
 
 class SharpnessAware(Elsewhere):
     """SAM: the gradient at w + rho g / |g| (Foret et al., 2021, eq. 2-3).
 
-    Reports how much the loss rises on the way, the sharpness that it makes small.
+    Dropout draws anew for the second gradient. Inside `accumulate` every micro-batch steps to a
+    place of its own (m-sharpness, sec. 4.1 there); around it, all of the update to one.
     """
 
     def __init__(self, inner: UpdateRule, rho: float):
         super().__init__(inner)
         self.rho = rho
-        self.measures = (*inner.measures, "moved_loss_sum")
 
     def changes(self, gradients, num_targets):
         return scale(gradients, tf.math.divide_no_nan(self.rho, global_norm(gradients)))
@@ -53,14 +64,20 @@ class Extragradient(Elsewhere):
         self.rate = rate
 
     def changes(self, gradients, num_targets):
-        return scale(gradients, -self.rate * tf.math.divide_no_nan(1.0, num_targets))
+        # Of the loss itself: `loss_scale` around this makes gradients larger, not steps.
+        per_target = tf.math.divide_no_nan(1.0, num_targets)
+        factor = tf.cast(self.optimizer_rule.loss_factor(), per_target.dtype)
+        return scale(gradients, -self.rate * per_target / factor)
 
 
 def move(weights: list, changes: list) -> list:
-    """Adds `changes`, sparse ones row by row, to the weights; returns what `put_back` needs."""
-    kept, dense, values = [], [], []
+    """Adds `changes` to the weights, sparse ones to their rows; returns what `put_back` needs."""
+    kept: list = []
+    dense, values = [], []
     for weight, change in zip(weights, changes, strict=True):
-        if isinstance(change, tf.IndexedSlices) and not tf.distribute.has_strategy():
+        if change is None:
+            kept.append(None)
+        elif isinstance(change, tf.IndexedSlices) and not tf.distribute.has_strategy():
             rows = tf.gather(weight.value, change.indices)
             weight.value.scatter_update(tf.IndexedSlices(rows + change.values, change.indices))
             kept.append(tf.IndexedSlices(rows, change.indices))
@@ -79,7 +96,7 @@ def put_back(weights: list, kept: list) -> None:
     for weight, before in zip(weights, kept, strict=True):
         if isinstance(before, tf.IndexedSlices):
             weight.value.scatter_update(before)
-        else:
+        elif before is not None:
             dense.append(weight)
             values.append(before)
     assign(dense, values)

@@ -27,6 +27,7 @@ class Toy:
         rate=0.05,
         num_updates=100,
         seed=0,
+        batch_size=None,
         xla=False,
         exchange=None,
         **settings,
@@ -42,9 +43,11 @@ class Toy:
             config,
             num_updates=num_updates,
             seed=seed,
+            batch_size=batch_size,
             exchange=exchange,
         )
         self.take = compile_updates(self.rule, xla=xla)
+        self.shapes = not xla  # XLA compiles for one shape: padding stays, with weight 0
         self.index = 0  # of the next micro-batch
         self.said: list[dict] = []
 
@@ -55,7 +58,7 @@ class Toy:
             count = per_call * self.rule.num_batches
             batches = [self.batch(i) for i in range(self.index, self.index + count)]
             self.index += count
-            sums = self.take(stack(batches))
+            sums = self.take(stack(batches, shapes=self.shapes))
             self.said += [{k: float(v[i]) for k, v in sums.items()} for i in range(per_call)]
             path.append(self.flat())
         return np.array(path)
