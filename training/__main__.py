@@ -87,10 +87,23 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     fit = command("fit", "train a recipe, or go on where it was stopped")
-    fit.add_argument("recipe", nargs="?", help="a name that `list` shows")
+    fit.add_argument("recipe", nargs="?", help="a name that `list` shows, or a first step's")
     fit.add_argument("--config", type=Path, help="a run's config.json instead of a recipe")
     fit.add_argument("--name", help="of the run and its export (default: the recipe's)")
-    fit.add_argument("--restart", action="store_true", help="discard the run and begin again")
+    how = fit.add_mutually_exclusive_group()
+    how.add_argument("--restart", action="store_true", help="discard the run and begin again")
+    how.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build all, take an update of each stage, tell what the run will be; keep nothing",
+    )
+    how.add_argument(
+        "--overfit-one-batch",
+        action="store_true",
+        help="train on the first batch alone, and fail unless its loss goes near 0; keep nothing",
+    )
+    fit.add_argument("--stage", help="of --overfit-one-batch, in a run of several (the last)")
+    fit.add_argument("--updates", type=int, help="of --overfit-one-batch at most (200)")
     _add_changes(fit)
 
     several = command("all", "fit, evaluate and export recipes, reusing what is there")

@@ -24,7 +24,7 @@ from training.config import CLASSIFICATION, OBJECTIVES, RunConfig, override
 from training.datasets import DATASETS, load_dataset, read_documents, read_labelled, read_texts
 from training.datasets.config import USER_FILE, DatasetConfig
 from training.experiments import compare, find_rate, search
-from training.recipes import RECIPES, recipe
+from training.recipes import FIRST_STEPS, RECIPES, recipe
 from training.runs import (
     RESULTS_FILE,
     find_run,
@@ -51,12 +51,21 @@ def plot_schedule(options: argparse.Namespace) -> int:
 
 def fit(options: argparse.Namespace) -> int:
     if (options.recipe is None) == (options.config is None):
-        known = ", ".join(RECIPES)
-        raise ValueError(f"fit takes a recipe or --config FILE, one of the two. Recipes: {known}.")
+        raise ValueError(
+            "fit takes a recipe or --config FILE, one of the two. "
+            f"Recipes: {', '.join(RECIPES)}. First steps: {', '.join(FIRST_STEPS)}."
+        )
+    if options.recipe in FIRST_STEPS:
+        return take_first_step(options)
     config = read_config(options.config) if options.config else recipe(options.recipe)
     if options.name:
         config = dataclasses.replace(config, name=options.name)
     config = changed(config, options)
+    if options.overfit_one_batch:
+        return _overfit_one_batch(config, options)
+    _refuse(options, ("stage", "updates"), "goes with --overfit-one-batch")
+    if options.dry_run:
+        return _dry_run(config, options.runs)
     folder = run_folder(options.runs, config)
     if options.restart:
         shutil.rmtree(folder, ignore_errors=True)
@@ -65,6 +74,33 @@ def fit(options: argparse.Namespace) -> int:
     _print_results(config, read_json(folder / RESULTS_FILE))
     print(f"\nRun: {folder}\nNext: python -m training export {folder}")
     return 0
+
+
+def take_first_step(options: argparse.Namespace) -> int:
+    """Runs a first step and prints its check; 1 when it fails."""
+    only_set = ("config", "name", "restart", "dry_run", "overfit_one_batch", "stage", "updates")
+    _refuse(
+        options,
+        (*only_set, "data", *ABOUT_FILE),
+        f"cannot go with {options.recipe}: a first step makes its own data, keeps nothing and ends "
+        "with a check of its own. It takes --set alone",
+    )
+    step = override(FIRST_STEPS[options.recipe](), options.set)
+    if step.name != options.recipe:
+        raise ValueError(f"name says which first step runs: python -m training fit {step.name}")
+    import_tensorflow()
+    from training.first_steps import take
+
+    print(f"{step.name}: {step.updates} updates by {step.strategy}, batch_size={step.batch_size}")
+    try:
+        findings = take(step, _print_loss)
+    except KeyboardInterrupt:
+        print("Stopped. Nothing of a first step is kept.", file=sys.stderr)
+        return INTERRUPTED
+    print()
+    rows = [[f.quantity, f.known, f.found, "yes" if f.is_ok else "NO"] for f in findings]
+    _print_table(["quantity", "known answer", "found", "ok"], rows)
+    return 0 if all(f.is_ok for f in findings) else 1
 
 
 def fit_evaluate_export(options: argparse.Namespace) -> int:
@@ -168,6 +204,9 @@ def show_list(options: argparse.Namespace) -> int:
         return (thing.__doc__ or "").strip().splitlines()[0]
 
     sections: dict[str, dict[str, str]] = {
+        "First steps (python -m training fit NAME)": {
+            n: first_line(f) for n, f in FIRST_STEPS.items()
+        },
         "Recipes (python -m training fit NAME)": {n: first_line(f) for n, f in RECIPES.items()},
         "Models (--set model=NAME)": {n: first_line(c) for n, c in MODEL_CONFIGS.items()},
         "Tokenizers (--set tokenizer=NAME)": {
@@ -241,13 +280,57 @@ def changed(config: RunConfig, options: argparse.Namespace) -> RunConfig:
     return override(config, options.set)
 
 
+ABOUT_FILE = ("text_column", "label_column", "validation_data", "test_data")
+
+
 def _refuse_file_options(options: argparse.Namespace, wanted: str) -> None:
     """Raises ValueError for options that describe a file of the user's, as none was given."""
-    about_file = ("text_column", "label_column", "validation_data", "test_data")
-    given = [name for name in about_file if getattr(options, name, None)]
+    _refuse(options, ABOUT_FILE, f"needs {wanted} FILE: it says how to read your own file")
+
+
+def _refuse(options: argparse.Namespace, names: Iterable[str], reason: str) -> None:
+    """Raises ValueError with the reason if any of the options was given."""
+    values = {name: getattr(options, name, None) for name in names}
+    given = [name for name, value in values.items() if value is not None and value is not False]
     if given:
         flags = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise ValueError(f"{flags} needs {wanted} FILE: it says how to read your own file.")
+        raise ValueError(f"{flags} {reason}.")
+
+
+def _dry_run(config: RunConfig, runs: Path) -> int:
+    import_tensorflow()
+    from training.checks import dry_run
+
+    for line in dry_run(config, runs):
+        print(line, flush=True)
+    return 0
+
+
+def _overfit_one_batch(config: RunConfig, options: argparse.Namespace) -> int:
+    import_tensorflow()
+    from training.checks import NEAR_ZERO, overfit_one_batch
+
+    num_updates = 200 if options.updates is None else options.updates
+    found = overfit_one_batch(
+        config, stage_name=options.stage, num_updates=num_updates, report=_print_loss
+    )
+    print(
+        f"\n{options.stage or config.name}: the loss of one batch went from {found.first:.4f} to "
+        f"{found.last:.4f}, {found.ratio:.1%} of it, in {found.updates} updates."
+    )
+    if found.is_near_zero:
+        print("It goes to 0: data, network and strategy can learn.")
+        return 0
+    print(
+        f"That is not near 0 ({NEAR_ZERO:.0%} or less). If it was still falling, allow more with "
+        f"--updates {2 * num_updates}; if not, look at optimizer.peak_learning_rate, at trainable, "
+        "and at the labels of the data."
+    )
+    return 1
+
+
+def _print_loss(update: int, loss: float) -> None:
+    print(f"update {update:>6,}   loss {loss:.4f}", flush=True)
 
 
 def _fit(config: RunConfig, runs: Path) -> bool:

@@ -17,7 +17,7 @@ import types
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from model import signatures
 from model.config import (
@@ -169,14 +169,7 @@ class StageConfig:
         )
         check_schedule(self.mixture_share, "mixture_share", least=0, most=1)
         chain = resolve(self.strategy)
-        schedule = parse_value(self.optimizer.schedule, "optimizer.schedule")
-        name = schedule.name if isinstance(schedule, Call) else "constant"
-        require(
-            chain[-1].name not in SCHEDULE_FREE or name in ("constant", "plateau"),
-            "optimizer.schedule",
-            f"constant(warmup=...) with {chain[-1].name}, which averages in place of a lower rate",
-            self.optimizer.schedule,
-        )
+        check_rate_of(chain[-1].name, self.optimizer.schedule)
         private = any(link.name == "dp_sgd" for link in chain)
         require(
             self.mixture is None or not private and size != FULL_BATCH,
@@ -308,13 +301,16 @@ class RunConfig(StageConfig):
 _CHOICES = {"model": MODEL_CONFIGS, "tokenizer": TOKENIZER_CONFIGS}
 
 
-def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
+_Config = TypeVar("_Config")  # a dataclass: a run's, or a first step's
+
+
+def override(config: _Config, assignments: Iterable[str]) -> _Config:
     """Applies `name=value` settings such as `optimizer.peak_learning_rate=1e-3`, in order.
 
     `model=NAME` and `tokenizer=NAME` replace the section by that name's defaults, so settings
     inside it go after. Raises ValueError with the known names when a name is unknown.
     """
-    values = config.to_dict()
+    values = dataclasses.asdict(typing.cast(Any, config))
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         path, text = path.strip(), text.strip()
@@ -322,12 +318,12 @@ def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
             raise ValueError(
                 f"--set takes name=value, for example batch_size=64. Received: {assignment!r}"
             )
-        if path in _CHOICES:
+        if isinstance(config, RunConfig) and path in _CHOICES:
             _one_of(path, text, _CHOICES[path])
             values[path] = {"name": text}
             continue
         *sections, leaf = path.split(".")
-        target, cls, prefix = values, typing.cast(type, RunConfig), ""
+        target, cls, prefix = values, typing.cast(type, type(config)), ""
         while sections:
             section = sections.pop(0)
             _known(cls, section, prefix)
@@ -359,7 +355,7 @@ def override(config: RunConfig, assignments: Iterable[str]) -> RunConfig:
             target[leaf] = None
             continue
         target[leaf] = _parse(text, hint, path)
-    return RunConfig.from_dict(values)
+    return _from_dict(type(config), values, "")
 
 
 def _from_dict(cls: type, values: Any, prefix: str) -> Any:
@@ -430,6 +426,18 @@ def _stage(stages: Any, name: str, path: str) -> Any:
 
 def _is_optional(hint: Any) -> bool:
     return type(None) in _alternatives(hint)
+
+
+def check_rate_of(optimizer: str, schedule: str) -> None:
+    """Raises ValueError for a schedule of the rate that the optimizer has no use for."""
+    value = parse_value(schedule, "optimizer.schedule")
+    name = value.name if isinstance(value, Call) else "constant"
+    require(
+        optimizer not in SCHEDULE_FREE or name in ("constant", "plateau"),
+        "optimizer.schedule",
+        f"constant(warmup=...) with {optimizer}, which averages in place of a lower rate",
+        schedule,
+    )
 
 
 def _check_expression(setting: str, pattern: str) -> None:

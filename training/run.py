@@ -63,7 +63,7 @@ def fit_run(
     for number in range(len(done), len(config.stages)):
         if number:
             _go_on_from(folder, config.stages[number - 1], learner, rates)
-        teacher = _teacher(config.stages[number], learner, runs)
+        teacher = teacher_of(config.stages[number], learner, runs)
         with replicas.scope():
             stage = build_stage(config, number, learner, teacher=teacher, replicas=replicas)
         initial_weights = _digest(learner.model.variables)
@@ -115,7 +115,7 @@ def _go_on_from(folder: Path, stage: StageConfig, learner: Learner, rates: list[
         variable.assign(rate)
 
 
-def _teacher(stage: StageConfig, learner: Any, runs: Path):
+def teacher_of(stage: StageConfig, learner: Any, runs: Path):
     """Texts to logits by the run that `stage` learns from, fitted first if it is not yet."""
     if stage.teacher is None:
         return None

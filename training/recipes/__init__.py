@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from training.config import RunConfig
 from training.recipes import generation, sentiment, stages, topics
+from training.recipes.first_steps import FIRST_STEPS
 
 DEFAULT_RECIPES = ("sentiment", "topics", "stories")
 
@@ -32,6 +33,11 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 
 def recipe(name: str) -> RunConfig:
     """The configuration of recipe `name`; raises ValueError listing the known ones."""
+    if name in FIRST_STEPS:
+        raise ValueError(
+            f"{name} is a first step: python -m training fit {name} runs and checks it, and keeps "
+            f"nothing. Recipes: {', '.join(RECIPES)}."
+        )
     if name not in RECIPES:
         raise ValueError(f"Unknown recipe {name!r}. Known: {', '.join(RECIPES)}.")
     return RECIPES[name]()
