@@ -508,6 +508,8 @@ def batches_per_update(chain: list[Link]) -> int:
 def with_full_batches(expression: str, num_pieces: int) -> str:
     """`expression` with the gradient of `num_pieces` batches in place of that of one."""
     chain = resolve(expression)
+    if num_pieces == 1:
+        return expression
     inside = [link for link in chain if link.part.level >= LOSS]
     window = Link(PARTS["accumulate"], {"k": num_pieces})
     return _text([*chain[: len(chain) - len(inside)], window, *inside])
