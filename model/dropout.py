@@ -49,10 +49,10 @@ class Dropout(keras.layers.Layer):
             # variables, when such a layer drew no seed; the name keeps two layers' seeds apart.
             random.setstate(state)
             seed ^= zlib.crc32(self.name.encode())
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed_generator = SeedsOfReplicas(seed)
 
     def next_seed(self) -> tf.Tensor:
-        """int32 (2,), another one at every call."""
+        """int32 (2,), another one at every call, and on every replica."""
         seed = self.seed_generator.next()  # int64; stateless ops want int32 to run with XLA
         return tf.cast(tf.math.floormod(seed, tf.int32.max - 1), tf.int32)
 
@@ -76,6 +76,36 @@ class Dropout(keras.layers.Layer):
         if self.kind == "token":
             return tf.concat([shape[:-1], ones[-1:]], 0)
         return tf.concat([shape[:1], ones[1:]], 0)
+
+
+class SeedsOfReplicas(keras.random.SeedGenerator):
+    """Keras' generator, of which every replica of `tf.distribute` may draw its own seeds.
+
+    Keras keeps the count in a variable that replicas cannot assign. Here each counts for itself,
+    all alike, and adds its number to the seed; on one device nothing changes.
+    """
+
+    def __init__(self, seed: int, name: str = "seed_generator"):
+        super().__init__(seed, name=name)
+        with keras.name_scope(self.name):
+            self.state: keras.Variable = keras.Variable(
+                [seed, 0],
+                dtype="int64",
+                trainable=False,
+                synchronization="on_read",
+                aggregation="only_first_replica",
+                name="seed_generator_state",
+            )
+
+    def next(self, ordered: bool = True):
+        seed, context = super().next(ordered), tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            return seed
+        replica = tf.cast(context.replica_id_in_sync_group, seed.dtype)
+        return seed + tf.stack([replica * _BETWEEN_REPLICAS, tf.zeros_like(replica)])
+
+
+_BETWEEN_REPLICAS = 104_729  # of the seeds that they draw with; a prime, so none meets another's
 
 
 def dropout_rates(model: keras.Model) -> list[keras.Variable]:

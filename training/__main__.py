@@ -44,8 +44,16 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if type(error).__module__ != "tensorflow.python.framework.errors_impl":
             raise
+        reason = str(error).splitlines()[0]
+        if "Collective" in str(error) or type(error).__name__ == "UnavailableError":
+            print(
+                "Error: another process of this run has ended or cannot be reached. Start all of "
+                f"them again: they go on from the last checkpoint. ({reason})",
+                file=sys.stderr,
+            )
+            return 1
         print(
-            f"Error: TensorFlow cannot read or compute this: {str(error).splitlines()[0]} "
+            f"Error: TensorFlow cannot read or compute this: {reason} "
             "If a checkpoint is damaged, fit again with --restart.",
             file=sys.stderr,
         )
@@ -104,6 +112,12 @@ def parser() -> argparse.ArgumentParser:
     )
     fit.add_argument("--stage", help="of --overfit-one-batch, in a run of several (the last)")
     fit.add_argument("--updates", type=int, help="of --overfit-one-batch at most (200)")
+    fit.add_argument(
+        "--replicas",
+        type=int,
+        help="parts of every batch worked on at once, on GPUs or parts of the processor "
+        "(as many as GPUs; processes are found through TF_CONFIG)",
+    )
     _add_changes(fit)
 
     several = command("all", "fit, evaluate and export recipes, reusing what is there")

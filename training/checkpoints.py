@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,6 +56,9 @@ class Checkpoints:
     `progress` are the loop's own numbers, plain ones, exact on the way back, infinities included;
     the caller may add keys. They travel with the weights, so that a resumed run knows its step,
     its best score and its patience.
+
+    Of several processes with one folder only one writes; the others, `writes=False`, restore what
+    it wrote. `wait`, called after restoring, returns when all have restored.
     """
 
     def __init__(
@@ -66,10 +69,13 @@ class Checkpoints:
         *,
         keep: int = 1,
         best_variables: Iterable[Any] | None = None,
+        writes: bool = True,
+        wait: Callable[[], None] = lambda: None,
     ):
         if keep < 1:
             raise ValueError(f"keep must be 1 or more. Received: {keep}")
         self.last, self.best, self.keep = folder / "last", folder / "best", keep
+        self.writes, self.wait = writes, wait
         weights = list(model.variables)
         self.state = _named("weights", weights) | _named("rule", rule.variables if rule else [])
         self.best_state = _named("weights", weights if best_variables is None else best_variables)
@@ -85,24 +91,32 @@ class Checkpoints:
     def restore_last(self) -> int:
         """Loads the newest intact state; returns the number of updates done, 0 without any.
 
-        For the one process that trains: it also removes what a kill left half written. Raises
-        ValueError when every state is damaged, or the state is not of these variables.
+        The process that writes also removes what a kill left half written. Raises ValueError when
+        every state is damaged, or the state is not of these variables.
         """
+        files = checkpoint_files(self.last)
+        step = 0
+        if files:
+            checkpoint = _restore(files, self.state)
+            self.progress.update(checkpoint.progress)
+            step = checkpoint.step
+        self.wait()
+        if self.writes:
+            self._tidy(step if files else None)
+        return step
+
+    def _tidy(self, step: int | None) -> None:
         for folder in (self.last, self.best):
             for leftover in folder.glob("*.part"):
                 leftover.unlink()
-        files = checkpoint_files(self.last)
-        if not files:
-            return 0
-        checkpoint = _restore(files, self.state)
-        self.progress.update(checkpoint.progress)
+        if step is None:
+            return
         # A best of later than this has not happened yet: it must not be what is rolled back to.
         bests = checkpoint_files(self.best)
-        later = [path for path in bests if _step(path) > checkpoint.step]
+        later = [path for path in bests if _step(path) > step]
         if len(later) < len(bests):
             for path in later:
                 path.unlink()
-        return checkpoint.step
 
     def restore_best(self) -> None:
         """Loads the best weights; raises FileNotFoundError when none were saved yet."""
@@ -116,10 +130,12 @@ class Checkpoints:
 
     def save_last(self, step: int) -> None:
         self.progress["step"] = step
-        _save(self.last, step, self.progress, self.state, self.keep + 1)
+        if self.writes:
+            _save(self.last, step, self.progress, self.state, self.keep + 1)
 
     def save_best(self, step: int) -> None:
-        _save(self.best, step, {}, self.best_state, NUM_BEST)
+        if self.writes:
+            _save(self.best, step, {}, self.best_state, NUM_BEST)
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

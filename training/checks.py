@@ -22,6 +22,7 @@ from training.runs import RESULTS_FILE, run_folder
 from training.stacking import stack
 from training.stages import Stage, build_stage, fixed_shapes, load_data
 from training.strategies.compiled import compile_updates
+from training.strategies.replicas import Replicas
 
 NEAR_ZERO = 0.1  # of the loss of the first update
 REPORT_EVERY = 20  # updates
@@ -148,7 +149,7 @@ def _teacher(stage: StageConfig, learner: Any, runs: Path) -> tuple[Callable | N
 
     folder = run_folder(runs, recipe(stage.teacher))
     if (folder / RESULTS_FILE).is_file():
-        return teacher_of(stage, learner, runs), [f"  teacher      {folder}"]
+        return teacher_of(stage, learner, runs, Replicas()), [f"  teacher      {folder}"]
     num_labels = len(learner.label_names)
     return lambda texts: np.zeros((len(texts), num_labels), np.float32), [
         f"  teacher      {stage.teacher} is not trained yet. The run will train it first; here one "

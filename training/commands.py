@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable
@@ -67,10 +68,13 @@ def fit(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _dry_run(config, options.runs)
     folder = run_folder(options.runs, config)
-    if options.restart:
+    is_chief = _place()[1] == 0
+    if options.restart and is_chief:  # before it meets the others, who look for the folder then
         shutil.rmtree(folder, ignore_errors=True)
-    if not _fit(config, options.runs):
+    if not _fit(config, options.runs, options.replicas):
         return INTERRUPTED
+    if not is_chief:
+        return 0  # the chief tells the results
     _print_results(config, read_json(folder / RESULTS_FILE))
     print(f"\nRun: {folder}\nNext: python -m training export {folder}")
     return 0
@@ -333,16 +337,32 @@ def _print_loss(update: int, loss: float) -> None:
     print(f"update {update:>6,}   loss {loss:.4f}", flush=True)
 
 
-def _fit(config: RunConfig, runs: Path) -> bool:
+def _place() -> tuple[int, int]:
+    """How many processes TF_CONFIG names, and which of them this one is."""
+    if not os.environ.get("TF_CONFIG"):
+        return 1, 0
+    import_tensorflow()
+    from training.strategies.processes import place
+
+    return place(os.environ)
+
+
+def _fit(config: RunConfig, runs: Path, num_replicas: int | None = None) -> bool:
     """Trains unless it is done already; False when interrupted."""
-    folder = run_folder(runs, config)
+    folder, replicas = run_folder(runs, config), None
+    if _place()[0] > 1:  # meets the others first: all have to find the folder as it is then
+        from training.devices import choose_replicas
+
+        replicas = choose_replicas(config, num_replicas)
     if (folder / RESULTS_FILE).is_file():
         print(f"{config.name}: trained already in {folder}", file=sys.stderr)
         return True
     import_tensorflow()
+    from training.devices import choose_replicas
     from training.run import fit_run
 
-    _, outcome = fit_run(config, runs)
+    replicas = replicas or choose_replicas(config, num_replicas)
+    _, outcome = fit_run(config, runs, replicas=replicas)
     if outcome.reason == "interrupted":
         print(
             f"Stopped at update {outcome.step}, saved in {folder}. The same command goes on.",

@@ -253,6 +253,14 @@ class RunConfig(StageConfig):
             self.tokenizer.name,
         )
         for stage in self.stages:
+            private = any(link.name == "dp_sgd" for link in resolve(stage.strategy))
+            require(
+                not (self.xla and private),
+                "xla",
+                "false with dp_sgd, whose batches have as many rows as chance will have it; XLA "
+                "compiles for one number of rows",
+                self.xla,
+            )
             allowed = [SUPERVISED] if self.task == GENERATION else list(OBJECTIVES)
             _one_of(f"{stage.name}'s objective", stage.objective, allowed)
             scales = any(link.name == "loss_scale" for link in resolve(stage.strategy))

@@ -69,6 +69,7 @@ def fit(
     evaluating: Callable[[], AbstractContextManager] | None = None,
     plateau: Plateau | None = None,
     set_rate_multiplier: Callable[[float], None] = lambda multiplier: None,
+    agree: Callable[[bool], bool] = lambda asked: asked,
 ) -> Outcome:
     """Trains from the newest checkpoint, or from the start, until the plan's end.
 
@@ -77,8 +78,9 @@ def fit(
     metrics ("loss" among them), `score` the number of them that is to grow; of equal scores the
     lower loss is better. Within `evaluating()`, where both are called and the best is kept, the
     weights are those to be evaluated and exported (by default what the rule says). Ctrl-C saves
-    and returns. Raises FloatingPointError when the loss or the gradient is not finite: the
-    checkpoints then hold the last good state.
+    and returns; `agree` asks all processes of the run whether any was told to stop. Raises
+    FloatingPointError when the loss or the gradient is not finite: the checkpoints then hold the
+    last good state.
     """
     step, progress = checkpoints.restore_last(), checkpoints.progress
     if step:
@@ -139,7 +141,8 @@ def fit(
             has_converged = plan.watches_every_update and _converged(plan, progress, said)
             progress["has_converged"] = has_converged
             evaluation_due = step % plan.evaluate_every == 0 or step == plan.steps or has_converged
-            if not (evaluation_due or interruption or report_due):
+            is_stopped = agree(bool(interruption))  # once an update: a later Ctrl-C waits
+            if not (evaluation_due or is_stopped or report_due):
                 continue
             report = totals.pop() | watch.after() | _plain(rule.diagnostics())
             if not all(map(math.isfinite, report.values())):
@@ -148,12 +151,12 @@ def fit(
             log.report(step, report | {"gradient_evaluations": step * rule.num_evaluations})
             if evaluation_due:
                 evaluate_and_keep()
-            if evaluation_due or interruption or save_due:
+            if evaluation_due or is_stopped or save_due:
                 save()
                 totals.restart()
             if has_converged:
                 return outcome("converged")
-            if interruption and step < plan.steps:
+            if is_stopped and step < plan.steps:
                 return outcome("interrupted")
     return outcome("finished")
 

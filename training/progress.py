@@ -85,6 +85,22 @@ class Log:
         self.close()
 
 
+class NoLog(Log):
+    """That of a process which leaves writing to another one."""
+
+    def __init__(self, unit: str):
+        self.unit = unit
+
+    def begin(self, start: int | None, seconds: float) -> None:
+        pass
+
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _parsed(line: str) -> dict | None:
     try:
         return json.loads(line)

@@ -15,10 +15,11 @@ from training.checkpoints import Checkpoints
 from training.classification import Classifier
 from training.config import CLASSIFICATION, RunConfig, StageConfig
 from training.datasets.catalogue import load_dataset
+from training.devices import check_replicas
 from training.language_model import LanguageModel
 from training.loop import Outcome
 from training.objectives import texts_of
-from training.progress import Log
+from training.progress import Log, NoLog
 from training.runs import (
     CONFIG_FILE,
     LABELS_FILE,
@@ -29,7 +30,7 @@ from training.runs import (
     run_folder,
     write_json,
 )
-from training.stages import Observe, build_stage, fit_stage, load_data, stage_folder
+from training.stages import Observe, Stage, build_stage, fit_stage, load_data, stage_folder
 from training.strategies.replicas import Replicas
 
 logger = logging.getLogger(__name__)
@@ -48,45 +49,51 @@ def fit_run(
 
     Returns the folder and how training ended; `results.json` is written unless interrupted.
     `observe` is told every evaluation of the last stage: (update, validation metrics).
+
+    With `replicas` in several processes all call this at the same time, on one file system: the
+    chief writes, the others read what it wrote. Raises ValueError for a strategy that cannot run
+    on several replicas.
     """
     folder, replicas = run_folder(runs, config), replicas or Replicas()
+    check_replicas(config, replicas)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     data: Any = load_dataset(config.dataset, config.task)  # the shape follows the task
     for note in data.notes:
         logger.info(note)
-    with replicas.scope():
-        learner = begin_run(config, folder, data)
+    learner = begin_run(config, folder, data, replicas)
     rates = [float(rate.numpy()) for rate in dropout_rates(learner.model)]  # as built
     done: list[dict] = read_json(folder / STAGES_FILE) if (folder / STAGES_FILE).is_file() else []
     outcome = None
     for number in range(len(done), len(config.stages)):
         if number:
             _go_on_from(folder, config.stages[number - 1], learner, rates)
-        teacher = teacher_of(config.stages[number], learner, runs)
-        with replicas.scope():
-            stage = build_stage(config, number, learner, teacher=teacher, replicas=replicas)
+        teacher = teacher_of(config.stages[number], learner, runs, replicas)
+        stage = build_stage(config, number, learner, teacher=teacher, replicas=replicas)
         initial_weights = _digest(learner.model.variables)
-        log = Log(
-            folder,
-            title=_title(config, number),
-            stage=stage.config.name,
-            offset=sum(earlier["steps"] for earlier in done),
-            steps=stage.num_updates,
-            unit=stage.objective.unit,
-        )
+        log = _log(config, folder, number, stage, done, replicas)
         is_last = number == len(config.stages) - 1
         with log:
             outcome = fit_stage(config, stage, learner, folder, log, observe if is_last else None)
         if outcome.reason == "interrupted":
             return folder, outcome
+        replicas.wait()  # for the chief to have written the best weights
         if stage.lora:  # a network without the low-rank parts, which are merged into it
             with replicas.scope():
                 learner = _load(config, folder)
         done.append(stage.record(outcome) | {"initial_weights": initial_weights})
-        write_json(folder / STAGES_FILE, done)
+        if replicas.is_chief:
+            write_json(folder / STAGES_FILE, done)
     _go_on_from(folder, config, learner, rates)
-    results = {
+    if replicas.is_chief:
+        write_json(folder / RESULTS_FILE, _results(learner, data, folder, done))
+    replicas.wait()  # a process that ends would end the others
+    steps, last_stage = sum(stage["steps"] for stage in done), done[-1]
+    return folder, outcome or Outcome(last_stage["ended"], steps, last_stage["best_step"], 0.0)
+
+
+def _results(learner: Learner, data: Any, folder: Path, done: list[dict]) -> dict:
+    return {
         "test": learner.evaluate(data.test, folder),
         "validation": learner.figures_of(data.validation),
         "best_step": done[-1]["best_step"],
@@ -96,8 +103,6 @@ def fit_run(
         "ended": done[-1]["ended"],
         "stages": done,
     }
-    write_json(folder / RESULTS_FILE, results)
-    return folder, outcome or Outcome(results["ended"], results["steps"], results["best_step"], 0.0)
 
 
 def load_run(folder: Path) -> Learner:
@@ -115,7 +120,7 @@ def _go_on_from(folder: Path, stage: StageConfig, learner: Learner, rates: list[
         variable.assign(rate)
 
 
-def teacher_of(stage: StageConfig, learner: Any, runs: Path):
+def teacher_of(stage: StageConfig, learner: Any, runs: Path, replicas: Replicas):
     """Texts to logits by the run that `stage` learns from, fitted first if it is not yet."""
     if stage.teacher is None:
         return None
@@ -123,11 +128,12 @@ def teacher_of(stage: StageConfig, learner: Any, runs: Path):
 
     config = recipe(stage.teacher)
     folder = run_folder(runs, config)
-    if not (folder / RESULTS_FILE).is_file():
+    if replicas.is_chief and not (folder / RESULTS_FILE).is_file():
         logger.info(f"{stage.name} learns from {stage.teacher}, which is trained first.")
         _, outcome = fit_run(config, runs)
         if outcome.reason == "interrupted":
             raise KeyboardInterrupt
+    replicas.wait()
     teacher: Any = load_run(folder)
     labels = getattr(teacher, "label_names", ())
     require(
@@ -137,6 +143,21 @@ def teacher_of(stage: StageConfig, learner: Any, runs: Path):
         f"{stage.teacher} with {', '.join(labels) or 'none'}",
     )
     return teacher.logits
+
+
+def _log(
+    config: RunConfig, folder: Path, number: int, stage: Stage, done: list[dict], replicas: Replicas
+) -> Log:
+    if not replicas.is_chief:
+        return NoLog(stage.objective.unit)
+    return Log(
+        folder,
+        title=_title(config, number),
+        stage=stage.config.name,
+        offset=sum(earlier["steps"] for earlier in done),
+        steps=stage.num_updates,
+        unit=stage.objective.unit,
+    )
 
 
 def _digest(variables) -> str:
@@ -154,10 +175,22 @@ def _title(config: RunConfig, number: int) -> str:
     return f"{config.name} ({number + 1}/{len(config.stages)} {stage.name})"
 
 
-def begin_run(config: RunConfig, folder: Path, data: Any) -> Learner:
+def begin_run(
+    config: RunConfig, folder: Path, data: Any, replicas: Replicas | None = None
+) -> Learner:
     """A new learner, its configuration and vocabulary written first; or the one begun before."""
-    if (folder / CONFIG_FILE).is_file():
-        return _load(config, folder)
+    replicas = replicas or Replicas()
+    if replicas.num_processes > 1:
+        if replicas.is_chief and not (folder / CONFIG_FILE).is_file():
+            _create(config, folder, data)  # for the files: variables of all are made together
+        replicas.wait()
+    with replicas.scope():
+        if (folder / CONFIG_FILE).is_file():
+            return _load(config, folder)
+        return _create(config, folder, data)
+
+
+def _create(config: RunConfig, folder: Path, data: Any) -> Learner:
     folder.mkdir(parents=True, exist_ok=True)
     # The vocabulary has to know the words of every stage.
     texts = [

@@ -107,28 +107,32 @@ def build_stage(
         objectives, config, max_tokens=config.max_tokens, num_updates=num_updates, **settings
     )
     plain, lora = list(learner.model.variables), []
+    replicas = replicas or Replicas()
     if config.lora_rank:
-        lora = add_lora(
-            learner.model, config.lora_layers, config.lora_rank, config.lora_alpha, seed
+        with replicas.scope():
+            lora = add_lora(
+                learner.model, config.lora_layers, config.lora_rank, config.lora_alpha, seed
+            )
+    weights = moving_weights(config, learner.model, objective.loss, batches.at(0))
+    with replicas.scope():
+        rule = build_rule(
+            strategy,
+            objective.loss,
+            weights,
+            config.optimizer,
+            num_updates=num_updates,
+            seed=seed,
+            batch_size=batches.batch_size,
+            rate_factors=config.factors(),
+            replicas=replicas,
         )
-    rule = build_rule(
-        strategy,
-        objective.loss,
-        moving_weights(config, learner.model, objective.loss, batches.at(0)),
-        config.optimizer,
-        num_updates=num_updates,
-        seed=seed,
-        batch_size=batches.batch_size,
-        rate_factors=config.factors(),
-        replicas=replicas,
-    )
+        if config.dropout is not None:
+            table = tabulate(config.dropout, num_updates, "dropout")
+            rule = Scheduled(rule, dropout_rates(learner.model), table, "dropout")
     moved_by = rules_by_variable(rule.optimizer_rule.optimizer)
     if len(set(moved_by.values())) > 1:
         for path, how in moved_by.items():
             logger.info(f"{config.name}: {path} is moved by {how}.")
-    if config.dropout is not None:
-        table = tabulate(config.dropout, num_updates, "dropout")
-        rule = Scheduled(rule, dropout_rates(learner.model), table, "dropout")
     return Stage(
         config=config,
         objective=objective,
@@ -161,6 +165,8 @@ def fit_stage(
         rule,
         keep=run.keep_checkpoints,
         best_variables=stage.plain,
+        writes=rule.replicas.is_chief,
+        wait=rule.replicas.wait,
     )
 
     def batches_of(step: int, count: int) -> dict:
@@ -196,6 +202,7 @@ def fit_stage(
         evaluating=stage.evaluating,
         plateau=Plateau.from_expression(config.optimizer.schedule),
         set_rate_multiplier=rule.optimizer_rule.optimizer.rate.multiplier.assign,
+        agree=rule.replicas.any,
     )
     if outcome.reason != "interrupted" and config.keep == "last":
         with stage.evaluating():

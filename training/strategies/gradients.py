@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import tensorflow as tf
@@ -48,17 +51,62 @@ def distinct_rows(gradient: Gradient) -> Gradient:
     return tf.IndexedSlices(values, rows, gradient.dense_shape)
 
 
+def is_sparse(gradient: Gradient) -> bool:
+    return isinstance(gradient, tf.IndexedSlices)
+
+
+def dense(gradient: Gradient) -> tf.Tensor:
+    """The same gradient with a row for each of the variable, zeros where it names none."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, gradient.dense_shape[0])
+
+
+def row_uses(gradient: Gradient) -> tf.Tensor:
+    """How often a sparse gradient names each row of its variable; nothing for a dense one.
+
+    float32, as collectives take all of their inputs from one kind of memory, and whole numbers are
+    kept in another.
+    """
+    if not isinstance(gradient, tf.IndexedSlices):
+        return tf.zeros([0])
+    ones = tf.ones_like(gradient.indices, tf.float32)
+    return tf.math.unsorted_segment_sum(ones, gradient.indices, gradient.dense_shape[0])
+
+
+def used_rows(gradient: tf.Tensor, uses: tf.Tensor, dtype: tf.DType = tf.int64) -> tf.IndexedSlices:
+    """The rows of a dense gradient that `uses` counts, each once, as a sparse one."""
+    rows = tf.cast(tf.where(uses > 0)[:, 0], dtype)
+    return tf.IndexedSlices(tf.gather(gradient, rows), rows, tf.shape(gradient))
+
+
+@contextmanager
+def fixed_shapes() -> Iterator[None]:
+    """Inside, loops carry sparse gradients as dense ones: XLA compiles loops of one shape."""
+    token = _fixed_shapes.set(True)
+    try:
+        yield
+    finally:
+        _fixed_shapes.reset(token)
+
+
+_fixed_shapes = ContextVar("fixed_shapes", default=False)
+
+
 def flatten(gradients: list) -> tuple[list[tf.Tensor], list[tf.TensorShape]]:
     """Plain tensors for a `tf.while_loop`, and the shapes that hold in every turn of it."""
     tensors: list[tf.Tensor] = []
     shapes: list[tf.TensorShape] = []
     for g in gradients:
-        if isinstance(g, tf.IndexedSlices):
-            tensors += [g.values, g.indices]
-            shapes += [tf.TensorShape([None, *g.values.shape[1:]]), tf.TensorShape([None])]
-        else:
+        if not isinstance(g, tf.IndexedSlices):
             tensors.append(g)
             shapes.append(g.shape)
+        elif _fixed_shapes.get():
+            tensors += [dense(g), row_uses(g)]
+            shapes += [tensor.shape for tensor in tensors[-2:]]
+        else:
+            tensors += [g.values, g.indices]
+            shapes += [tf.TensorShape([None, *g.values.shape[1:]]), tf.TensorShape([None])]
     return tensors, shapes
 
 
@@ -66,10 +114,12 @@ def unflatten(like: list, tensors: list[tf.Tensor]) -> list:
     """The inverse of `flatten`: `tensors` in the form of the gradients `like`."""
     rest, gradients = iter(tensors), []
     for g in like:
-        if isinstance(g, tf.IndexedSlices):
-            gradients.append(tf.IndexedSlices(next(rest), next(rest), g.dense_shape))
-        else:
+        if not isinstance(g, tf.IndexedSlices):
             gradients.append(next(rest))
+        elif _fixed_shapes.get():
+            gradients.append(used_rows(next(rest), next(rest), g.indices.dtype))
+        else:
+            gradients.append(tf.IndexedSlices(next(rest), next(rest), g.dense_shape))
     return gradients
 
 

@@ -7,21 +7,36 @@ rule writes is then equal everywhere and may be written replica by replica.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import tensorflow as tf
 
-from training.strategies.gradients import distinct_rows
+from training.strategies.gradients import dense, is_sparse, row_uses, used_rows
 
 
 class Replicas:
-    """`strategy` None is one device, without any cost."""
+    """`strategy` None is one device, without any cost.
 
-    def __init__(self, strategy: tf.distribute.Strategy | None = None):
-        self.strategy = strategy
+    The replicas may be in several processes, this one being number `index` of `num_processes`.
+    """
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy | None = None,
+        *,
+        num_processes: int = 1,
+        index: int = 0,
+    ):
+        self.strategy, self.num_processes, self.index = strategy, num_processes, index
         self.num = strategy.num_replicas_in_sync if strategy else 1
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this is the one process that writes checkpoints, logs and results."""
+        return self.index == 0
 
     def scope(self) -> AbstractContextManager:
         """Where variables are made, so that every replica has them."""
@@ -36,12 +51,43 @@ class Replicas:
         )
 
     def sum(self, gradients: list, sums: dict) -> tuple[list, dict]:
-        """Both added up over all replicas; sparse rows of several replicas stand there once."""
+        """Both added up over all replicas; sparse rows of several replicas stand there once.
+
+        Sparse gradients travel as dense ones beside a count for each row, for a collective in a
+        loop must have the same shape in every turn, and how many rows are used differs.
+        """
         if self.num == 1:
             return gradients, sums
         context = tf.distribute.get_replica_context()
-        gradients, sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [gradients, sums])
-        return [distinct_rows(gradient) for gradient in gradients], sums
+        whole, uses, sums = context.all_reduce(
+            tf.distribute.ReduceOp.SUM,
+            [[dense(g) for g in gradients], [row_uses(g) for g in gradients], sums],
+        )
+        pairs = zip(gradients, whole, uses, strict=True)
+        return [used_rows(w, n, g.indices.dtype) if is_sparse(g) else w for g, w, n in pairs], sums
+
+    def any(self, value: bool) -> bool:
+        """Whether `value` is true in any process; waits until all have called it."""
+        if self.num_processes == 1 or self.strategy is None:
+            return value
+        return bool(self._sum_of_all(tf.constant(float(value))) > 0)
+
+    def wait(self) -> None:
+        """Returns when all processes have called it."""
+        self.any(False)
+
+    @functools.cached_property
+    def _sum_of_all(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        def add_up(value):
+            here = tf.identity(value)  # on the device of the replica, as a collective wants it
+            return tf.distribute.get_replica_context().all_reduce("SUM", here)
+
+        @tf.function(autograph=False)
+        def of_all(value):
+            per_replica = self.strategy.run(add_up, args=(value,))
+            return self.strategy.experimental_local_results(per_replica)[0]
+
+        return of_all
 
 
 def _rows_of(batches: dict, replica: int, num_replicas: int) -> dict:
