@@ -52,8 +52,9 @@ class LSTMStack(keras.layers.Layer):
         self.embedding = keras.layers.Embedding(
             vocabulary_size,
             config.embedding_size,
-            # Logits start near zero: the head is this very matrix.
-            embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            # Logits start near zero, as the head is this very matrix; yet large enough that the
+            # LSTMs hear it from the first update on (Merity et al., 2018, sec. 5).
+            embeddings_initializer=keras.initializers.RandomUniform(-0.1, 0.1),
             name="embedding",
         )
         units = [config.units] * (config.num_layers - 1) + [config.embedding_size]
@@ -110,6 +111,9 @@ class ULMFiTLSTM(keras.Model):
         self.stack = LSTMStack(config, vocabulary_size)
         self.head_dropout = Dropout(config.dropout, name="head_dropout")
         self.head = keras.layers.Dense(num_labels, name="head", dtype="float32")
+        self.token_bias = self.add_weight(
+            shape=(vocabulary_size,), initializer="zeros", name="token_bias"
+        )
 
     def call(self, tokens, training=False):
         tokens = _at_least_one_step(tokens)
@@ -124,9 +128,13 @@ class ULMFiTLSTM(keras.Model):
         return self.head(self.head_dropout(pooled, training=training))
 
     def token_logits(self, tokens, training=False):
-        """The next token after each step: int32 (B, T) -> logits float32 (B, T, V), tied."""
+        """The next token after each step: int32 (B, T) -> logits float32 (B, T, V).
+
+        The head is the embedding, transposed, and a bias of its own.
+        """
         x, _ = self.stack(tokens, tokens != 0, training=training)
-        return tied_logits(x, self.stack.embedding)[:, : tf.shape(tokens)[1]]
+        logits = tied_logits(x, self.stack.embedding)[:, : tf.shape(tokens)[1]]
+        return logits + tf.cast(self.token_bias, tf.float32)
 
 
 class LSTMLanguageModel(keras.Model):

@@ -21,7 +21,7 @@ from training.config import (
     SUPERVISED,
     StageConfig,
 )
-from training.datasets.examples import ClassificationData, TextData
+from training.datasets.examples import ClassificationData, TextData, pick_by_hash
 from training.losses import (
     TaskLoss,
     classification_loss,
@@ -37,6 +37,7 @@ from training.pipeline import (
 )
 
 _EVALUATION_BATCH = 16
+_MAX_HELD_OUT = 1_000  # texts that tell how pre-training goes; more would cost and say little more
 MASK = UNKNOWN  # the id that stands for a hidden token
 
 
@@ -207,7 +208,9 @@ class _TokenPretraining:
             )
         self.learner, self.stage, self.seed = learner, stage, seed
         self.train = self._rows(texts_of(data, "train"))
-        self.held_out = self._rows(texts_of(data, "validation"))
+        held_out = texts_of(data, "validation")
+        chosen = pick_by_hash(held_out, _MAX_HELD_OUT)
+        self.held_out = self._rows([held_out[i] for i in chosen])
         self.num_tokens = learner.config.tokenizer.max_tokens
         model = learner.model
         self.loss = TaskLoss(
@@ -221,6 +224,16 @@ class _TokenPretraining:
             ),
             input_signature=[spec, spec],
         )
+
+    def adapt(self) -> None:
+        """Lets the head's bias start as the logarithm of each token's frequency.
+
+        Left to find them by gradients, the network saturates until every hidden state is the one
+        that gives them, and what was read is lost.
+        """
+        size = self.learner.tokenizer.vocabulary_size
+        counts = np.bincount(np.concatenate(self.train), minlength=size) + 1.0
+        self.learner.model.token_bias.assign(np.log(counts / counts.sum()))
 
     def _rows(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [row for row in encode(self.learner.tokenizer, texts) if len(row) > 1]

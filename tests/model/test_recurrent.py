@@ -109,18 +109,19 @@ def test_token_logits_see_the_past_alone(ulmfit, position):
     assert (np.abs(before - after).max(-1)[0, position:] > 1e-4).all()
 
 
-def test_token_logits_are_the_hidden_states_against_the_embedding(ulmfit):
+def test_token_logits_are_the_hidden_states_against_the_embedding_and_a_bias(ulmfit):
     hidden, _ = ulmfit.stack(TOKENS, TOKENS != 0)
     expected = hidden.numpy() @ ulmfit.stack.embedding.embeddings.numpy().T
+    expected += ulmfit.token_bias.numpy()
     np.testing.assert_allclose(ulmfit.token_logits(TOKENS), expected, atol=1e-5)
 
 
 def test_layers_can_be_chosen_by_their_paths(ulmfit):
     chosen = {
         pattern: [v.path for v in ulmfit.trainable_variables if re.search(pattern, v.path)]
-        for pattern in ("embedding", "lstm_0", "lstm_1", "lstm_2", "head")
+        for pattern in ("embedding", "lstm_0", "lstm_1", "lstm_2", "head", "token_bias")
     }
-    assert [len(paths) for paths in chosen.values()] == [1, 3, 3, 3, 2]
+    assert [len(paths) for paths in chosen.values()] == [1, 3, 3, 3, 2, 1]
     assert len({path for paths in chosen.values() for path in paths}) == len(
         ulmfit.trainable_variables
     )

@@ -1,6 +1,7 @@
 """Several stages, one after another: recipes that read texts before they learn from labels."""
 
 import dataclasses
+from typing import Any
 
 from model.config import (
     BidirectionalLSTMConfig,
@@ -20,25 +21,32 @@ from training.config import (
 )
 from training.datasets.config import DatasetConfig
 
-# Howard & Ruder (2018), sec. 3.2: each layer learns 2.6 times slower than the one above it.
-_LAYER_BY_LAYER = "lstm_1=0.385, lstm_0=0.148, embedding=0.057"
+# Howard & Ruder (2018), sec. 3.2: each layer learns 2.6 times slower than the one above it. For the
+# language model the embedding is the top layer too: it is the output head, transposed.
+_READING = "lstm_1=0.385, lstm_0=0.148"
+_JUDGING = "lstm_1=0.385, lstm_0=0.148, embedding=0.0569"
+# Sec. 3.3, gradual unfreezing: one pass each, from the top layer down; then all of the network.
+_UNFREEZING = {"head": "head", "top_lstm": "head|lstm_1", "both_lstms": "head|lstm_1|lstm_0"}
 
 
 def sentiment_ulmfit() -> RunConfig:
     """Reads stories, then reviews, then learns to judge, layer after layer (ULMFiT; starter)."""
-    return _ulmfit(
-        "sentiment_ulmfit", "starter_sentiment", ("starter_stories", "starter_sentiment")
-    )
+    reviews = DatasetConfig(name="starter_sentiment")
+    texts = (DatasetConfig(name="starter_stories"), reviews)
+    return _ulmfit("sentiment_ulmfit", reviews, texts, passes=(6, 6), max_tokens=64)
 
 
 def sst2_ulmfit() -> RunConfig:
     """Reads film reviews (IMDB), then sentences of SST-2, then learns to judge them (ULMFiT)."""
-    return _ulmfit("sst2_ulmfit", "sst2", ("imdb", "sst2"), general_examples=4_000)
+    sentences = DatasetConfig(name="sst2")
+    texts = (DatasetConfig(name="imdb", max_examples=8_000), sentences)
+    return _ulmfit("sst2_ulmfit", sentences, texts, passes=(2, 3), max_tokens=64)
 
 
 def chnsenticorp_ulmfit() -> RunConfig:
     """Reads the Chinese reviews without their labels, then with them (ULMFiT)."""
-    return _ulmfit("chnsenticorp_ulmfit", "chnsenticorp", ("chnsenticorp",), max_tokens=128)
+    reviews = DatasetConfig(name="chnsenticorp")
+    return _ulmfit("chnsenticorp_ulmfit", reviews, (reviews,), passes=(3,), max_tokens=96)
 
 
 def sentiment_masked() -> RunConfig:
@@ -50,9 +58,12 @@ def sentiment_masked() -> RunConfig:
         model=TransformerEncoderConfig(token_head=True),
         earlier=(_masked("hidden_words"),),
         optimizer=OptimizerConfig(
-            peak_learning_rate=5e-4, schedule="cosine(warmup=100)", weight_decay=0.01
+            peak_learning_rate=1e-3,
+            schedule="cosine(warmup=100)",
+            weight_decay=0.01,
+            embedding_rate_factor=3.0,
         ),
-        epochs=8,
+        epochs=10,
     )
 
 
@@ -62,9 +73,9 @@ def sentiment_lora() -> RunConfig:
         sentiment_masked(),
         name="sentiment_lora",
         lora_rank=8,
-        lora_layers="qkv|output_projection|expand|contract",
+        lora_layers="embedding|qkv|output_projection|expand|contract",
         trainable="encoder/head",
-        optimizer=OptimizerConfig(peak_learning_rate=2e-3, schedule="cosine(warmup=100)"),
+        optimizer=OptimizerConfig(peak_learning_rate=5e-3, schedule="cosine(warmup=100)"),
     )
 
 
@@ -103,49 +114,47 @@ def shakespeare_warmup() -> RunConfig:
 
 def _ulmfit(
     name: str,
-    dataset: str,
-    texts: tuple[str, ...],
+    dataset: DatasetConfig,
+    texts: tuple[DatasetConfig, ...],
     *,
-    max_tokens: int = 64,
-    general_examples: int | None = None,
+    passes: tuple[float, ...],
+    max_tokens: int,
 ) -> RunConfig:
-    """Language models of each of `texts`, then the head, the last layer, and all of the network."""
+    """A language model of `texts`, in turn; then a classifier, unfrozen from the top down."""
     reading = [
         StageConfig(
-            name=f"read_{text}",
-            dataset=DatasetConfig(
-                name=text, max_examples=general_examples if text != dataset else None
-            ),
+            name=f"read_{text.name}",
+            dataset=text,
             objective=LANGUAGE_MODEL,
+            rate_factors=_READING if number else "",  # what has learned already moves with care
             optimizer=OptimizerConfig(
-                peak_learning_rate=3e-3 if number == 0 else 1e-3,
-                schedule="slanted_triangular",
-                embedding_rate_factor=3.0 if number == 0 else 1.0,
+                peak_learning_rate=4e-3, schedule="slanted_triangular", embedding_rate_factor=3.0
             ),
-            epochs=4,
+            dropout="0.2",
+            epochs=passes[number],
+            patience=0,
         )
         for number, text in enumerate(texts)
     ]
+    judging: dict[str, Any] = {
+        "rate_factors": _JUDGING,
+        "optimizer": OptimizerConfig(peak_learning_rate=3e-2, schedule="slanted_triangular"),
+        "dropout": "0.3",
+        "batch_size": 16,
+    }
     unfreezing = [
-        StageConfig(
-            name=stage,
-            trainable=trainable,
-            rate_factors=_LAYER_BY_LAYER,
-            optimizer=OptimizerConfig(peak_learning_rate=3e-3, schedule="slanted_triangular"),
-            epochs=1,
-            keep="last",
-        )
-        for stage, trainable in (("head", "head"), ("last_layer", "head|lstm_1"))
+        StageConfig(name=stage, trainable=trainable, epochs=1, keep="last", **judging)
+        for stage, trainable in _UNFREEZING.items()
     ]
     return RunConfig(
         name=name,
-        dataset=DatasetConfig(name=dataset),
-        tokenizer=WordTokenizerConfig(max_tokens=max_tokens),
-        model=ULMFiTLSTMConfig(),
+        dataset=dataset,
+        tokenizer=WordTokenizerConfig(vocabulary_size=6_000, max_tokens=max_tokens),
+        model=ULMFiTLSTMConfig(embedding_size=64, units=64),
         earlier=(*reading, *unfreezing),
-        rate_factors=_LAYER_BY_LAYER,
-        optimizer=OptimizerConfig(peak_learning_rate=3e-3, schedule="slanted_triangular"),
-        epochs=6,
+        epochs=10,
+        patience=0,
+        **judging,
     )
 
 
