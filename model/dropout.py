@@ -108,6 +108,14 @@ class SeedsOfReplicas(keras.random.SeedGenerator):
 _BETWEEN_REPLICAS = 104_729  # of the seeds that they draw with; a prime, so none meets another's
 
 
+def draw_apart(model: keras.Model, number: int) -> None:
+    """Lets each process draw masks of its own, by its `number`; those of 0 are as ever."""
+    for variable in model.non_trainable_variables:
+        if variable.name == "seed_generator_state":
+            seed, count = variable.numpy()
+            variable.assign([seed + number * _BETWEEN_REPLICAS, count])
+
+
 def dropout_rates(model: keras.Model) -> list[keras.Variable]:
     """The rates of a network's dropout layers, float32 scalars, in the order of its layers."""
     return [v for v in model.non_trainable_variables if v.name == "dropout_rate"]

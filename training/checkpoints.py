@@ -40,6 +40,7 @@ class DamagedCheckpoint(ValueError):
 class Checkpoint:
     """What one file holds. `arrays` keeps the variables' order and dtypes, bfloat16 included."""
 
+    path: Path
     step: int
     progress: dict[str, Any]
     arrays: dict[str, np.ndarray]
@@ -58,7 +59,9 @@ class Checkpoints:
     its best score and its patience.
 
     Of several processes with one folder only one writes; the others, `writes=False`, restore what
-    it wrote. `wait`, called after restoring, returns when all have restored.
+    it wrote. `wait`, called after restoring, returns when all have restored. Processes with a
+    folder each go on together: `common_step` is given the step of the newest intact state here, -1
+    without any, and returns the one that all restore.
     """
 
     def __init__(
@@ -71,11 +74,12 @@ class Checkpoints:
         best_variables: Iterable[Any] | None = None,
         writes: bool = True,
         wait: Callable[[], None] = lambda: None,
+        common_step: Callable[[int], int] = lambda newest: newest,
     ):
         if keep < 1:
             raise ValueError(f"keep must be 1 or more. Received: {keep}")
         self.last, self.best, self.keep = folder / "last", folder / "best", keep
-        self.writes, self.wait = writes, wait
+        self.writes, self.wait, self.common_step = writes, wait, common_step
         weights = list(model.variables)
         self.state = _named("weights", weights) | _named("rule", rule.variables if rule else [])
         self.best_state = _named("weights", weights if best_variables is None else best_variables)
@@ -94,16 +98,29 @@ class Checkpoints:
         The process that writes also removes what a kill left half written. Raises ValueError when
         every state is damaged, or the state is not of these variables.
         """
-        files = checkpoint_files(self.last)
-        step = 0
-        if files:
-            checkpoint = _restore(files, self.state)
+        checkpoint = self._common(checkpoint_files(self.last))
+        if checkpoint:
+            _assign(checkpoint, self.state)
             self.progress.update(checkpoint.progress)
-            step = checkpoint.step
         self.wait()
         if self.writes:
-            self._tidy(step if files else None)
-        return step
+            self._tidy(checkpoint.step if checkpoint else None)
+        return checkpoint.step if checkpoint else 0
+
+    def _common(self, files: list[Path]) -> Checkpoint | None:
+        """The newest intact state, or the older one at which all processes go on."""
+        newest = _newest(files) if files else None
+        step = self.common_step(newest.step if newest else -1)
+        if newest is None or newest.step == step or step < 0:
+            return newest if step >= 0 else None
+        earlier = [path for path in files if _step(path) <= step]
+        checkpoint = _newest(earlier) if earlier else None
+        if checkpoint is None or checkpoint.step != step:
+            raise ValueError(
+                f"{self.last} has no intact checkpoint of update {step}, the last one that another "
+                "process has. Begin again with --restart."
+            )
+        return checkpoint
 
     def _tidy(self, step: int | None) -> None:
         for folder in (self.last, self.best):
@@ -126,7 +143,7 @@ class Checkpoints:
                 f"No checkpoint in {self.best}. The run has not got as far as its first "
                 "evaluation: fit it first."
             )
-        _restore(files, self.best_state)
+        _assign(_newest(files), self.best_state)
 
     def save_last(self, step: int) -> None:
         self.progress["step"] = step
@@ -187,7 +204,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             for name in archive.files
             if name != METADATA
         }
-    return Checkpoint(metadata["step"], metadata["progress"], arrays)
+    return Checkpoint(path, metadata["step"], metadata["progress"], arrays)
 
 
 class _Hashing:
@@ -263,24 +280,26 @@ def _save(
         path.unlink()
 
 
-def _restore(files: list[Path], state: Mapping[str, Any]) -> Checkpoint:
-    """Assigns the first of `files` that is intact to the variables in `state`."""
+def _newest(files: list[Path]) -> Checkpoint:
+    """The first of `files` that is intact."""
     for i, path in enumerate(files):
         try:
-            checkpoint = read_checkpoint(path)
+            return read_checkpoint(path)
         except DamagedCheckpoint as error:
             if path != files[-1]:
                 logger.warning(f"{error}. It is passed over for the one before, {files[i + 1]}.")
-            continue
-        _check(path, state, checkpoint.arrays)
-        for variable, array in zip(state.values(), checkpoint.arrays.values(), strict=True):
-            variable.assign(array)
-        return checkpoint
     names = ", ".join(path.name for path in files)
     raise ValueError(
         f"Every checkpoint in {files[0].parent} is damaged ({names}: the content does not fit the "
         "checksum). Begin again with --restart."
     )
+
+
+def _assign(checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
+    """Sets the variables in `state` to what the checkpoint holds."""
+    _check(checkpoint.path, state, checkpoint.arrays)
+    for variable, array in zip(state.values(), checkpoint.arrays.values(), strict=True):
+        variable.assign(array)
 
 
 def _check(path: Path, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:

@@ -36,6 +36,7 @@ class Plan:
     stop_loss: float | None = None
     stop_grad_norm: float | None = None
     stop_updates: int = 1
+    agree_every: int = 1  # updates between two meetings of the processes; evaluations are others
 
     @property
     def watches_every_update(self) -> bool:
@@ -69,7 +70,7 @@ def fit(
     evaluating: Callable[[], AbstractContextManager] | None = None,
     plateau: Plateau | None = None,
     set_rate_multiplier: Callable[[float], None] = lambda multiplier: None,
-    agree: Callable[[bool], bool] = lambda asked: asked,
+    agree: Callable[..., tuple[bool, ...]] = lambda *asked: asked,
 ) -> Outcome:
     """Trains from the newest checkpoint, or from the start, until the plan's end.
 
@@ -78,9 +79,10 @@ def fit(
     metrics ("loss" among them), `score` the number of them that is to grow; of equal scores the
     lower loss is better. Within `evaluating()`, where both are called and the best is kept, the
     weights are those to be evaluated and exported (by default what the rule says). Ctrl-C saves
-    and returns; `agree` asks all processes of the run whether any was told to stop. Raises
-    FloatingPointError when the loss or the gradient is not finite: the checkpoints then hold the
-    last good state.
+    and returns; `agree(stop, save)` tells of both whether any process of the run asks for it, and
+    waits for all: it is called after a call in which the processes met, and on evaluations.
+    Raises FloatingPointError when the loss or the gradient is not finite: the checkpoints then hold
+    the last good state.
     """
     step, progress = checkpoints.restore_last(), checkpoints.progress
     if step:
@@ -89,6 +91,7 @@ def fit(
     is_fresh = step == 0 and progress["best_step"] < 0
     log.begin(None if is_fresh else step, earlier)
     totals, watch = Totals(log.unit), UpdateToWeight(rule)
+    save_asked = False  # after the last call
     in_evaluation = evaluating or functools.partial(evaluation_of, rule)
     if plateau:
         vars(plateau).update(progress.get("plateau", {}))
@@ -132,7 +135,7 @@ def fit(
             if plan.patience and progress["num_stale"] >= plan.patience:
                 return outcome("early")
             count = _updates_until_due(plan, step)
-            save_due = time.monotonic() - saved > plan.save_every
+            save_due, save_asked = save_asked, False
             report_due = save_due or _is_due(plan, step + count)  # what is saved is finite
             watch.before(report_due and count)
             said = take_updates(batches_of(step, count))
@@ -141,7 +144,10 @@ def fit(
             has_converged = plan.watches_every_update and _converged(plan, progress, said)
             progress["has_converged"] = has_converged
             evaluation_due = step % plan.evaluate_every == 0 or step == plan.steps or has_converged
-            is_stopped = agree(bool(interruption))  # once an update: a later Ctrl-C waits
+            is_stopped = False
+            if evaluation_due or step // plan.agree_every > (step - count) // plan.agree_every:
+                is_late = time.monotonic() - saved > plan.save_every
+                is_stopped, save_asked = agree(bool(interruption), is_late)  # a later Ctrl-C waits
             if not (evaluation_due or is_stopped or report_due):
                 continue
             report = totals.pop() | watch.after() | _plain(rule.diagnostics())
@@ -153,6 +159,7 @@ def fit(
                 evaluate_and_keep()
             if evaluation_due or is_stopped or save_due:
                 save()
+                save_asked = False
                 totals.restart()
             if has_converged:
                 return outcome("converged")

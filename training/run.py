@@ -51,8 +51,8 @@ def fit_run(
     `observe` is told every evaluation of the last stage: (update, validation metrics).
 
     With `replicas` in several processes all call this at the same time, on one file system: the
-    chief writes, the others read what it wrote. Raises ValueError for a strategy that cannot run
-    on several replicas.
+    chief writes, the others read what it wrote; workers of `local_sgd` and `diloco` have besides
+    checkpoints of their own. Raises ValueError for a strategy that cannot run on several replicas.
     """
     folder, replicas = run_folder(runs, config), replicas or Replicas()
     check_replicas(config, replicas)

@@ -125,10 +125,12 @@ def build_stage(
             batch_size=batches.batch_size,
             rate_factors=config.factors(),
             replicas=replicas,
+            exchange=replicas.exchange,
         )
         if config.dropout is not None:
             table = tabulate(config.dropout, num_updates, "dropout")
             rule = Scheduled(rule, dropout_rates(learner.model), table, "dropout")
+    replicas.draw_apart(learner.model)
     moved_by = rules_by_variable(rule.optimizer_rule.optimizer)
     if len(set(moved_by.values())) > 1:
         for path, how in moved_by.items():
@@ -136,7 +138,7 @@ def build_stage(
     return Stage(
         config=config,
         objective=objective,
-        batches=batches,
+        batches=replicas.batches_here(batches, rule.num_batches),
         rule=rule,
         num_updates=num_updates,
         plain=plain,
@@ -159,23 +161,25 @@ def fit_stage(
     `observe` is told every evaluation: (update, metrics).
     """
     config, rule = stage.config, stage.rule
+    replicas = rule.replicas
     checkpoints = Checkpoints(
-        stage_folder(folder, config),
+        stage_folder(replicas.state_folder(folder), config),
         learner.model,
         rule,
         keep=run.keep_checkpoints,
         best_variables=stage.plain,
-        writes=rule.replicas.is_chief,
-        wait=rule.replicas.wait,
+        writes=replicas.keeps_state,
+        wait=replicas.wait,
+        common_step=replicas.common_step,
     )
 
     def batches_of(step: int, count: int) -> dict:
         first, size = step * rule.num_batches, count * rule.num_batches
         batches = [stage.batches.at(i) for i in range(first, first + size)]
-        return rule.replicas.share(stack(batches, shapes=not run.xla, pad_to=fixed))
+        return replicas.share(stack(batches, shapes=not run.xla, pad_to=fixed))
 
     def evaluate() -> dict[str, float]:
-        metrics = stage.objective.validate()
+        metrics = replicas.of_chief(stage.objective.validate())
         if observe:
             observe(int(checkpoints.progress["step"]), metrics)
         return metrics
@@ -188,6 +192,7 @@ def fit_stage(
             patience=config.patience,
             updates_per_call=run.updates_per_call,
             save_every=run.save_every,
+            agree_every=replicas.updates_between_agreements(config.strategy),
             stop_loss=config.stop_loss,
             stop_grad_norm=config.stop_grad_norm,
             stop_updates=config.stop_updates,
@@ -202,7 +207,7 @@ def fit_stage(
         evaluating=stage.evaluating,
         plateau=Plateau.from_expression(config.optimizer.schedule),
         set_rate_multiplier=rule.optimizer_rule.optimizer.rate.multiplier.assign,
-        agree=rule.replicas.any,
+        agree=replicas.any_of,
     )
     if outcome.reason != "interrupted" and config.keep == "last":
         with stage.evaluating():

@@ -395,9 +395,22 @@ def num_workers(expression: str, setting: str = "strategy") -> int | None:
     >>> num_workers("ema(diloco(adamw, 4))")
     4
     """
+    return _of_workers(expression, setting, "workers")
+
+
+def updates_between_meetings(expression: str, setting: str = "strategy") -> int | None:
+    """After how many updates the workers of `expression` meet; None without such a part.
+
+    >>> updates_between_meetings("ema(diloco(adamw, 4))")
+    20
+    """
+    return _of_workers(expression, setting, "steps")
+
+
+def _of_workers(expression: str, setting: str, number: str) -> int | None:
     for link in resolve(expression, setting):
         if link.name in WITH_WORKERS:
-            return int(link.numbers["workers"])
+            return int(link.numbers[number])
     return None
 
 

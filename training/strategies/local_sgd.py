@@ -23,7 +23,8 @@ class LocalSGD(AcrossUpdates):
     the global ones, those of the last meeting, and they are what is evaluated and exported.
 
     With `exchange` this process is one of the workers: an update reads its part alone, and only a
-    meeting waits for the others. What an update says (its sums) is then said of this worker.
+    meeting waits for the others. What an update says (its sums) is then said of this worker;
+    `num_evaluations` are always those of all workers.
     Random generators of the model are no state of the rule: simulated workers share them.
     """
 
@@ -44,7 +45,7 @@ class LocalSGD(AcrossUpdates):
         self.steps, self.exchange = steps, exchange
         self.num_here = workers if exchange is None else 1
         self.num_batches = self.num_here * inner.num_batches
-        self.num_evaluations = self.num_here * inner.num_evaluations
+        self.num_evaluations = workers * inner.num_evaluations  # of all, wherever they are
         self.position = self.new_variable("workers_position", 0, tf.int64)  # in the cycle
         self.drift = self.new_variable("workers_drift", 0.0, tf.float32)
         # The multiplier of the rate is set from outside and holds for all.

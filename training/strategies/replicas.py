@@ -10,18 +10,27 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
 from training.strategies.gradients import dense, is_sparse, row_uses, used_rows
 
+if TYPE_CHECKING:
+    from training.pipeline import Batches
+    from training.strategies.processes import Exchange
+
 
 class Replicas:
     """`strategy` None is one device, without any cost.
 
     The replicas may be in several processes, this one being number `index` of `num_processes`.
+    Processes that are workers of `local_sgd` or `diloco` are `processes.Workers`.
     """
+
+    exchange: Exchange | None = None  # of processes that are workers
 
     def __init__(
         self,
@@ -35,8 +44,17 @@ class Replicas:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this is the one process that writes checkpoints, logs and results."""
+        """Whether this is the one process that writes logs, results and what is exported."""
         return self.index == 0
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether this process writes checkpoints: one does for all whose state is the same."""
+        return self.is_chief
+
+    def state_folder(self, folder: Path) -> Path:
+        """Where the checkpoints of this process are, in the folder of the run."""
+        return folder
 
     def scope(self) -> AbstractContextManager:
         """Where variables are made, so that every replica has them."""
@@ -68,9 +86,33 @@ class Replicas:
 
     def any(self, value: bool) -> bool:
         """Whether `value` is true in any process; waits until all have called it."""
+        return self.any_of(value)[0]
+
+    def any_of(self, *values: bool) -> tuple[bool, ...]:
+        """For each value whether it is true in any process; waits until all have called it."""
         if self.num_processes == 1 or self.strategy is None:
-            return value
-        return bool(self._sum_of_all(tf.constant(float(value))) > 0)
+            return values
+        counts = self._sum_of_all(tf.constant(values, tf.float32))
+        return tuple(bool(count > 0) for count in counts.numpy())
+
+    def common_step(self, newest: int) -> int:
+        """Where all processes go on, when the newest checkpoint of this one is of `newest`."""
+        return newest
+
+    def updates_between_agreements(self, strategy: str) -> int:
+        """How often all processes agree on stopping and saving, by the strategy of a stage."""
+        return 1
+
+    def of_chief(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The metrics by which all processes decide."""
+        return metrics
+
+    def batches_here(self, batches: Batches, batches_per_update: int) -> Batches:
+        """Those of all micro-batches that this process reads, so many an update."""
+        return batches
+
+    def draw_apart(self, model) -> None:
+        """Gives the dropout of `model` the seeds of this process."""
 
     def wait(self) -> None:
         """Returns when all processes have called it."""

@@ -4,19 +4,22 @@ Called with an expression, the update to stop and go on in a fresh rule, the upd
 file for what came out.
 """
 
+import os
 import sys
 from types import SimpleNamespace
 
 import numpy as np
+import tensorflow as tf
 
 from tests.training.strategies.toys import Words
-from training.strategies.processes import WorkerBatches, processes
+from training.strategies.processes import Exchange, WorkerBatches, place
 
 SETTINGS = {"sizes": (3, 2)}
 
 
 def main(expression: str, stop: int, total: int, file: str) -> None:
-    exchange = processes()  # before anything else
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before anything else
+    exchange = Exchange(strategy, *place(os.environ))
 
     class Worker(Words):
         def batch(self, i):

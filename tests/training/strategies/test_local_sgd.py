@@ -91,7 +91,7 @@ def test_simulated_workers_run_on_one_device():
 def test_a_process_reads_the_part_of_one_worker():
     exchange = SimpleNamespace(num=2, index=1, mean=lambda tensors: tensors)
     toy = Quadratic("local_sgd(accumulate(sgd, 3), 2, 2)", exchange=exchange)
-    assert (toy.rule.num_batches, toy.rule.num_evaluations) == (3, 3)
+    assert (toy.rule.num_batches, toy.rule.num_evaluations) == (3, 6)  # of all workers
     assert Quadratic("local_sgd(accumulate(sgd, 3), 2, 2)").rule.num_batches == 6
 
 
