@@ -74,7 +74,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Entry:
-    """One strategy: as typed, in full, and the configuration of a run by it."""
+    """One strategy: as typed, in full, and the configuration of a run by it.
+
+    `strategy` ends in @RATE where the rate is not the recipe's: other rates are other runs.
+    """
 
     label: str
     strategy: str
@@ -192,7 +195,10 @@ def _entry(label: str, config: RunConfig) -> Entry:
     if resolve(strategy)[-1].name in SCHEDULE_FREE:
         warmup = dict(getattr(parse_value(optimizer.schedule), "keywords", {})).get("warmup", 0)
         optimizer = replace(optimizer, schedule=f"constant(warmup={warmup})")
-    return Entry(label, strategy, replace(config, strategy=strategy, optimizer=optimizer))
+    changed = replace(config, strategy=strategy, optimizer=optimizer)
+    if optimizer.peak_learning_rate != config.optimizer.peak_learning_rate:
+        strategy += f"@{optimizer.peak_learning_rate!r}"
+    return Entry(label, strategy, changed)
 
 
 def updates_for(budget: Budget, cost: Cost) -> int:

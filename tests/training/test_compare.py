@@ -290,6 +290,32 @@ def test_the_folder_follows_from_settings_and_budget(tmp_path):
     assert first != comparison_folder(tmp_path, "sentiment", IDENTITY, Budget(60, "s"))
 
 
+def test_a_strategy_at_another_rate_is_another_run(tmp_path):
+    config = recipe("sentiment")
+    slow, fast = entries_of("muon@0.02,muon@0.05", config)
+    assert slow.config.strategy == fast.config.strategy == "muon(momentum=0.95, adamw_rate=0.15)"
+    fake = Fake()
+
+    def train(config, seed, updates, folder):
+        rate = config.optimizer.peak_learning_rate
+        return fake.train({"strategy": str(rate)}, seed, updates, folder)
+
+    for entries in ([slow], [fast], [slow, fast]):
+        run_comparison(
+            entries,
+            folder=tmp_path,
+            identity=IDENTITY,
+            budget=TWO_THOUSAND,
+            seeds=[0],
+            train=train,
+            calibrate=fake.calibrate,
+        )
+    assert [name for name, *_ in fake.trained] == ["0.02", "0.05"]
+    # The recipe's own rate, written out, is no other one.
+    plain, typed = entries_of(f"adamw,adamw@{config.optimizer.peak_learning_rate}", config)
+    assert plain.strategy == typed.strategy
+
+
 def test_strategies_that_look_alike_have_records_of_their_own(tmp_path):
     alike = [Entry(name, name, {"strategy": name}) for name in ("a(b, 4)", "a(b 4)", "a-b-4")]
     assert len(Fake().run(tmp_path, entries=alike, seeds=[0]).records) == 3
