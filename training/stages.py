@@ -83,19 +83,19 @@ def build_stage(
     """Stage `number` of `run`, from 0, for the network as it is now."""
     config, seed = run.stages[number], run.seed + _APART * number
     objective = build_objective(config, learner, load_data(run, config), seed=seed, teacher=teacher)
-    if number == 0 and hasattr(objective, "adapt"):
-        objective.adapt()
     strategy = config.strategy
     if config.batch_size == FULL_BATCH:
         pieces = objective.batches(batch_size=FULL_BATCH, seed=seed).num_batches
         strategy = with_full_batches(strategy, pieces)
     chain = resolve(strategy)
     is_private = any(link.name == "dp_sgd" for link in chain)
+    if number == 0 and hasattr(objective, "adapt") and not is_private:
+        objective.adapt()  # reads every text and label, which no epsilon would cover
     per_update = batches_per_update(chain)
     objectives = [objective]
     if config.mixture:
-        other = replace(config, dataset=config.mixture)
-        objectives.append(build_objective(config, learner, load_data(run, other), seed=seed))
+        mixed_in = load_data(run, replace(config, dataset=config.mixture))
+        objectives.append(build_objective(config, learner, mixed_in, seed=seed, teacher=teacher))
     settings: dict[str, Any] = {
         "batch_size": config.batch_size,
         "sampling": "poisson" if is_private else "shuffled",

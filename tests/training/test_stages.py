@@ -478,6 +478,21 @@ def test_labels_that_the_run_does_not_have_are_refused(reviews, tmp_path, settin
         fit_run(run_config(reviews, **{setting: value}, **BAG), tmp_path)
 
 
+def test_a_private_run_starts_from_nothing_that_was_read(reviews):
+    """A start from naive Bayes is made of every text and label, and no epsilon covers that."""
+    bag = {"model": {"name": "bag_of_ngrams", "naive_bayes_scale": 1.0}}
+    learners = {}
+    for strategy in ("sgd", "dp_sgd(sgd)"):
+        config = run_config(reviews, strategy=strategy, **bag)
+        learners[strategy] = begin(config)
+        stage_of(config, learners[strategy])
+    moved = {
+        strategy: any(np.abs(w.numpy()).max() > 0 for w in learner.model.trainable_variables)
+        for strategy, learner in learners.items()
+    }
+    assert moved == {"sgd": True, "dp_sgd(sgd)": False}
+
+
 # Objectives ---------------------------------------------------------------------------------------
 
 
@@ -676,6 +691,18 @@ def test_a_share_of_nothing_is_plain_training_bit_for_bit(reviews, teacher, tmp_
     half, _ = fit_run(run_config(reviews, **taught), tmp_path / "runs")
     assert differences(half, b) != []
     assert len(list((tmp_path / "runs").glob("tutor-*"))) == 1
+
+
+def test_a_teacher_teaches_a_second_data_set_too(reviews, tmp_path):
+    other = write_texts(tmp_path / "other.jsonl", 60, seed=7)
+    config = run_config(
+        reviews, objective="distillation", teacher="tutor", mixture=other, mixture_share="0.5"
+    )
+    stage = build_stage(
+        config, 0, begin(config), teacher=lambda texts: np.full((len(texts), 2), len(texts))
+    )
+    taught = {float(stage.batches.at(i)["teacher_logits"].max()) for i in range(8)}
+    assert len(taught) == 2  # by the number of texts of each
 
 
 @pytest.mark.slow
