@@ -8,16 +8,15 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-if __name__ == "__main__":  # what pytest does for the tests
-    folders = ("", "tests", "tests/model", "tests/training/strategies")
-    sys.path[:0] = [str(ROOT / folder) for folder in folders]
+sys.path.insert(0, str(ROOT))  # when run as a program
 
-import adaptation_proofs  # noqa: E402
-import proofs_across  # noqa: E402
-import proofs_devices  # noqa: E402
-import proofs_gradients  # noqa: E402
-import proofs_optimizers  # noqa: E402
-
+from tests.model import adaptation_proofs  # noqa: E402
+from tests.training.strategies import (  # noqa: E402
+    proofs_across,
+    proofs_devices,
+    proofs_gradients,
+    proofs_optimizers,
+)
 from training.strategies.catalogue import PARTS  # noqa: E402
 
 MODULES = (

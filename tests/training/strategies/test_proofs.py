@@ -1,8 +1,14 @@
 """Every strategy keeps its promises, and every promise notices the fault that breaks it."""
 
 import pytest
-from every_proof import LEFT_OUT, MUTANTS, PROOFS, proof_of, table_rows
 
+from tests.training.strategies.every_proof import (
+    LEFT_OUT,
+    MUTANTS,
+    PROOFS,
+    proof_of,
+    table_rows,
+)
 from training.strategies.catalogue import PARTS
 
 
