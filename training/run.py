@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,10 +193,7 @@ def begin_run(
 
 def _create(config: RunConfig, folder: Path, data: Any) -> Learner:
     folder.mkdir(parents=True, exist_ok=True)
-    # The vocabulary has to know the words of every stage.
-    texts = [
-        text for stage in config.earlier for text in texts_of(load_data(config, stage), "train")
-    ]
+    texts = _texts_besides(config, data)
     if config.task == CLASSIFICATION:
         learner: Learner = Classifier.create(config, data, texts)
         write_json(folder / LABELS_FILE, list(data.label_names))
@@ -204,6 +202,21 @@ def _create(config: RunConfig, folder: Path, data: Any) -> Learner:
     learner.tokenizer.save(folder)
     write_json(folder / CONFIG_FILE, config.to_dict())  # last: with it the folder is a run
     return learner
+
+
+def _texts_besides(config: RunConfig, data: Any) -> list[str]:
+    """Training texts of the run that are not in `data`: the vocabulary has to know their words.
+
+    Each once, however many stages read it, or words would seem more frequent than they are.
+    """
+    mixed_in = [replace(stage, dataset=stage.mixture) for stage in config.stages if stage.mixture]
+    own = set(texts_of(data, "train"))
+    texts = (
+        text
+        for stage in (*config.earlier, *mixed_in)
+        for text in texts_of(load_data(config, stage), "train")
+    )
+    return [text for text in dict.fromkeys(texts) if text not in own]
 
 
 def _load(config: RunConfig, folder: Path) -> Learner:

@@ -16,7 +16,7 @@ from training.config import RunConfig
 from training.datasets.catalogue import load_dataset
 from training.objectives import _MaskedBatches, _TaughtBatches
 from training.pipeline import ClassificationBatches
-from training.run import fit_run, load_run
+from training.run import begin_run, fit_run, load_run
 from training.runs import read_json
 from training.schedules import tabulate
 from training.stacking import stack
@@ -243,6 +243,26 @@ def test_the_vocabulary_knows_the_texts_of_every_stage(reviews, tmp_path):
     words = set(load_run(folder).tokenizer.words)
     train = load_dataset(config.earlier[0].dataset, config.task).train.texts
     assert {text.split()[2] for text in train} <= words
+
+
+def test_a_word_is_as_rare_however_many_stages_read_it(reviews, tmp_path):
+    """Every review has a number of its own: seen once, they are unknown, by min_count."""
+    other = write_texts(tmp_path / "other.jsonl", 60, seed=7)
+    settings = {"tokenizer": {"name": "word", "min_count": 2, "max_tokens": 16}}
+
+    def words(name, **changes):
+        config = run_config(reviews, **settings, **changes)
+        data = load_dataset(config.dataset, config.task)
+        return set(begin_run(config, tmp_path / name, data).tokenizer.words)
+
+    stage = {"name": "read", "objective": "language_model"}
+    again = words("again", earlier=[stage, stage | {"name": "read_again"}])
+    assert again == words("once")
+    # ... and the words of a data set that is mixed in are known.
+    rare = run_config(reviews, mixture=other)
+    tokenizer = begin_run(rare, tmp_path / "mixed", load_dataset(rare.dataset, rare.task)).tokenizer
+    texts = load_dataset(rare.mixture, rare.task).train.texts
+    assert {text.split()[2] for text in texts} <= set(tokenizer.words)
 
 
 def stop_before(monkeypatch, index):
