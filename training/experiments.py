@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from model.runtime import import_tensorflow
-from training.config import RunConfig, override
-from training.datasets.catalogue import fingerprint
+from training.config import override
 from training.options import check_compare
 from training.recipes import recipe
+from training.runs import fingerprints
 
 INTERRUPTED = 130
 
@@ -34,7 +34,7 @@ def _compare_recipe(options: argparse.Namespace) -> int:
     comparison, folder, is_interrupted = compare_recipe(
         options.recipe,
         config,
-        data=_fingerprints(config),
+        data=fingerprints(config),
         strategies=options.strategies,
         budget=options.budget,
         num_seeds=options.seeds,
@@ -86,7 +86,7 @@ def search(options: argparse.Namespace) -> int:
     identity = {
         "recipe": options.recipe,
         "settings": config.to_dict(),
-        "data": _fingerprints(config),
+        "data": fingerprints(config),
         "space": text,
         "seed": options.seed,
     }
@@ -126,9 +126,3 @@ def find_rate(options: argparse.Namespace) -> int:
     write_rate_figure(test, folder)
     print(f"{advice(test)}\nPicture: {folder / 'learning_rates.png'}")
     return 0
-
-
-def _fingerprints(config: RunConfig) -> str:
-    """Of all data that the run reads."""
-    used = [stage.dataset for stage in config.stages] + [stage.mixture for stage in config.stages]
-    return " ".join(fingerprint(dataset) for dataset in used if dataset)

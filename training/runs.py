@@ -14,6 +14,7 @@ from typing import Any
 
 from training.config import RunConfig
 from training.datasets.catalogue import fingerprint
+from training.recipes import recipe
 
 CONFIG_FILE, LABELS_FILE, RESULTS_FILE = "config.json", "labels.json", "results.json"
 STAGES_FILE = "stages.json"  # of each finished stage, how it went
@@ -21,9 +22,15 @@ STAGES_FILE = "stages.json"  # of each finished stage, how it went
 
 def run_folder(runs: Path, config: RunConfig) -> Path:
     """Where the run of `config` lives; needs the data's files for their fingerprint."""
+    return runs / f"{config.name}-{config.digest(fingerprints(config))}"
+
+
+def fingerprints(config: RunConfig) -> str:
+    """Of all that a run reads besides its settings: its data, and the runs it is taught by."""
     used = [stage.dataset for stage in config.stages] + [stage.mixture for stage in config.stages]
-    prints = [fingerprint(dataset) for dataset in used if dataset]
-    return runs / f"{config.name}-{config.digest(' '.join(prints))}"
+    data = [fingerprint(dataset) for dataset in used if dataset]
+    teachers = [recipe(stage.teacher) for stage in config.stages if stage.teacher]
+    return " ".join([*data, *(run_folder(Path(), teacher).name for teacher in teachers)])
 
 
 def find_run(runs: Path, run: str) -> Path:

@@ -44,6 +44,14 @@ def test_what_is_written_names_the_folder_it_lies_in(tmp_path, name):
         assert run_folder(tmp_path, read_config(place)) == folder
 
 
+def test_a_teacher_that_learned_otherwise_makes_another_folder(tmp_path, monkeypatch):
+    student = recipe("sentiment_distilled")
+    before = run_folder(tmp_path, student)
+    other = override(recipe(student.teacher), ["seed=7"])
+    monkeypatch.setitem(RECIPES, student.teacher, lambda: other)
+    assert run_folder(tmp_path, student) != before
+
+
 def test_every_setting_makes_another_folder(tmp_path):
     topics = recipe("topics")
     changes = [
