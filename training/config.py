@@ -29,6 +29,7 @@ from model.config import (
 )
 from training.datasets.config import DatasetConfig
 from training.expressions import Call, parse_value
+from training.schedules import Plateau
 from training.schedules import check as check_schedule
 from training.strategies.catalogue import SCHEDULE_FREE, resolve
 
@@ -191,6 +192,14 @@ class StageConfig:
             value = getattr(self, setting)
             require(value is None or value > 0, setting, "above 0, or none", value)
         require(self.patience >= 0, "patience", "0 or more", self.patience)
+        plateau = Plateau.from_expression(self.optimizer.schedule)
+        require(
+            plateau is None or not self.patience or self.patience > plateau.patience,
+            "patience",
+            f"0, or above the {plateau and plateau.patience} evaluations after which "
+            f"optimizer.schedule={self.optimizer.schedule} lowers the rate: it would end first",
+            self.patience,
+        )
         _one_of("keep", self.keep, ("best", "last"))
         for setting in ("stop_loss", "stop_grad_norm"):
             value = getattr(self, setting)

@@ -375,6 +375,10 @@ def test_a_wrong_expression_is_refused_under_its_name(setting, value):
             {"strategy": "dp_sgd(sgd)", "mixture": DatasetConfig(name="imdb")},
             ["mixture must be none with dp_sgd", "'imdb'"],
         ),
+        (
+            {"optimizer": OptimizerConfig(schedule="plateau(patience=3)"), "patience": 3},
+            ["patience must be 0, or above the 3 evaluations", "it would end first"],
+        ),
         ({"objective": "distillation"}, ["teacher must be a recipe's name", "None"]),
         ({"objective": "language_model"}, ["objective must be supervised or distillation"]),
         (

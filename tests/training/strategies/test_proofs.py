@@ -25,7 +25,7 @@ def test_the_planted_fault_is_noticed(mutant):
 
 def test_claims_and_faults_have_names_of_their_own():
     claims = [(proof.strategy, proof.claim) for proof in PROOFS]
-    faults = [(mutant.strategy, mutant.name) for mutant in MUTANTS]
+    faults = [(mutant.strategy, mutant.name, mutant.claim_it_breaks) for mutant in MUTANTS]
     assert len(set(claims)) == len(claims) and len(set(faults)) == len(faults)
 
 
