@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import tensorflow as tf
 
-from training.strategies.gradients import fixed_shapes
 from training.strategies.rules import Batch, Sums, UpdateRule, pick
 
 
@@ -26,10 +24,6 @@ def compile_updates(rule: UpdateRule, *, xla: bool = False) -> Callable[[Batch],
     update = _update_of(rule)
 
     def updates(batches: Batch) -> Sums:
-        with fixed_shapes() if xla else nullcontext():
-            return take_all(batches)
-
-    def take_all(batches: Batch) -> Sums:
         count = _count(batches) // rule.num_batches
         if isinstance(count, int) and count == 1:
             return {name: value[None] for name, value in update(batches, 0).items()}

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import tensorflow as tf
@@ -80,19 +77,6 @@ def used_rows(gradient: tf.Tensor, uses: tf.Tensor, dtype: tf.DType = tf.int64) 
     return tf.IndexedSlices(tf.gather(gradient, rows), rows, tf.shape(gradient))
 
 
-@contextmanager
-def fixed_shapes() -> Iterator[None]:
-    """Inside, loops carry sparse gradients as dense ones: XLA compiles loops of one shape."""
-    token = _fixed_shapes.set(True)
-    try:
-        yield
-    finally:
-        _fixed_shapes.reset(token)
-
-
-_fixed_shapes = ContextVar("fixed_shapes", default=False)
-
-
 def flatten(gradients: list) -> tuple[list[tf.Tensor], list[tf.TensorShape]]:
     """Plain tensors for a `tf.while_loop`, and the shapes that hold in every turn of it."""
     tensors: list[tf.Tensor] = []
@@ -101,9 +85,6 @@ def flatten(gradients: list) -> tuple[list[tf.Tensor], list[tf.TensorShape]]:
         if not isinstance(g, tf.IndexedSlices):
             tensors.append(g)
             shapes.append(g.shape)
-        elif _fixed_shapes.get():
-            tensors += [dense(g), row_uses(g)]
-            shapes += [tensor.shape for tensor in tensors[-2:]]
         else:
             tensors += [g.values, g.indices]
             shapes += [tf.TensorShape([None, *g.values.shape[1:]]), tf.TensorShape([None])]
@@ -116,8 +97,6 @@ def unflatten(like: list, tensors: list[tf.Tensor]) -> list:
     for g in like:
         if not isinstance(g, tf.IndexedSlices):
             gradients.append(next(rest))
-        elif _fixed_shapes.get():
-            gradients.append(used_rows(next(rest), next(rest), g.indices.dtype))
         else:
             gradients.append(tf.IndexedSlices(next(rest), next(rest), g.dense_shape))
     return gradients
