@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -46,7 +47,9 @@ class Log:
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if self._stands(_parsed(line), start)]
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            beside = self.path.with_name(self.path.name + ".part")  # a kill leaves all or none
+            beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            os.replace(beside, self.path)
         self.since = time.monotonic() - seconds
         self.bar.n = start or 0
 

@@ -409,6 +409,22 @@ def test_lines_after_the_restored_step_are_dropped(tmp_path):
     ]
 
 
+def test_a_kill_while_lines_are_dropped_loses_none_of_the_others(tmp_path, monkeypatch):
+    first = log(tmp_path)
+    for step in (0, 5, 8):
+        first.report(step, {"loss": float(step)})
+    first.close()
+
+    def killed(*arguments):
+        raise Kill
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.progress.os.replace", killed)
+        with pytest.raises(Kill):
+            log(tmp_path, start=5)
+    assert [line["step"] for line in read_lines(tmp_path)] == [0, 5, 8]
+
+
 # Interruption -------------------------------------------------------------------------------------
 
 
