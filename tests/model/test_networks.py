@@ -109,6 +109,8 @@ class TestEveryNetwork:
     def test_a_gradient_reaches_every_variable(self, name, networks):
         found = gradients(networks[name], padded(ROWS), lambda y: tf.reduce_sum(tf.sin(y * 3)))
         for variable, gradient in zip(networks[name].trainable_variables, found, strict=True):
+            if variable.name == "token_bias":  # of token_logits alone
+                continue
             assert gradient is not None, variable.path
             assert np.isfinite(gradient).all() and np.any(gradient), variable.path
 
@@ -138,7 +140,7 @@ class TestEveryNetworkInHalfPrecision:
 
     def test_training_and_gradients_are_finite_and_float32(self, name, precision):
         model, tokens = with_random_weights(build(name, precision=precision)), padded(ROWS)
-        values = [variable.value for variable in model.trainable_variables]
+        values = [v.value for v in model.trainable_variables if v.name != "token_bias"]
         with tf.GradientTape() as tape:
             logits = model(tokens, training=True)
             total = tf.reduce_sum(tf.sin(logits))

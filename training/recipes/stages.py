@@ -138,7 +138,11 @@ def _ulmfit(
     ]
     judging: dict[str, Any] = {
         "rate_factors": _JUDGING,
-        "optimizer": OptimizerConfig(peak_learning_rate=3e-2, schedule="slanted_triangular"),
+        # A row of the embedding moves only when its word occurs: without the last factor it hardly
+        # would in so few updates, being three layers down.
+        "optimizer": OptimizerConfig(
+            peak_learning_rate=1e-2, schedule="slanted_triangular", embedding_rate_factor=10.0
+        ),
         "dropout": "0.3",
         "batch_size": 16,
     }
