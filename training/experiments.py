@@ -120,7 +120,9 @@ def find_rate(options: argparse.Namespace) -> int:
     from training.rate_finder import advice, write_rate_figure
     from training.trials import range_test
 
-    test = range_test(config, low=options.low, high=options.high, num_updates=options.updates)
+    test = range_test(
+        config, options.runs, low=options.low, high=options.high, num_updates=options.updates
+    )
     folder = options.output or Path("rates") / options.recipe
     folder.mkdir(parents=True, exist_ok=True)
     write_rate_figure(test, folder)

@@ -18,11 +18,12 @@ from training.compare import INTERRUPTED, Cost, Record
 from training.config import GENERATION, RunConfig
 from training.datasets.catalogue import load_dataset
 from training.rate_finder import RangeTest, find_rate
-from training.run import begin_run, fit_run
+from training.run import begin_run, fit_run, teacher_of
 from training.runs import RESULTS_FILE, read_json
 from training.stacking import stack
 from training.stages import build_stage
 from training.strategies.compiled import compile_updates
+from training.strategies.replicas import Replicas
 
 NUM_EVALUATIONS = 20  # points of a curve, besides the start
 TIMED_UPDATES = 10  # in each window of a timing
@@ -105,10 +106,13 @@ def try_settings(config: RunConfig, on_evaluation: Callable[[int, float], None])
         return read_json(run / RESULTS_FILE)["validation"][metric]
 
 
-def range_test(config: RunConfig, *, low: float, high: float, num_updates: int) -> RangeTest:
+def range_test(
+    config: RunConfig, runs: Path, *, low: float, high: float, num_updates: int
+) -> RangeTest:
     """`find_rate` on the last stage of a recipe, from its initial weights, with its strategy.
 
-    Rates are those of `optimizer.peak_learning_rate`; the network is thrown away.
+    Rates are those of `optimizer.peak_learning_rate`; the network is thrown away. A teacher is
+    looked for in `runs`, and trained there first if need be.
     """
     config = dataclasses.replace(
         config,
@@ -120,7 +124,8 @@ def range_test(config: RunConfig, *, low: float, high: float, num_updates: int) 
     with tempfile.TemporaryDirectory() as folder:
         data: Any = load_dataset(config.dataset, config.task)
         learner = begin_run(config, Path(folder) / "run", data)
-    stage = build_stage(config, len(config.stages) - 1, learner)
+    teacher = teacher_of(config, learner, runs, Replicas())
+    stage = build_stage(config, len(config.stages) - 1, learner, teacher=teacher)
     rule, take_updates = stage.rule, compile_updates(stage.rule)
     batches = (stage.batches.at(i) for i in itertools.count())
 

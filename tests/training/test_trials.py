@@ -10,8 +10,9 @@ import pytest
 from training.compare import Cost, compare_recipe
 from training.config import RunConfig
 from training.loop import Outcome
+from training.recipes import RECIPES
 from training.report import write_report
-from training.trials import calibrate, curve, train
+from training.trials import calibrate, curve, range_test, train
 
 
 @pytest.fixture
@@ -99,6 +100,15 @@ def test_a_curve_counts_the_time_of_updates_alone(tmp_path):
             "validation_loss": 0.2,
         },
     ]
+
+
+def test_a_range_test_of_a_student_asks_its_teacher(config, tmp_path, monkeypatch):
+    tutor = dataclasses.replace(config, name="tutor", max_updates=2)
+    monkeypatch.setitem(RECIPES, "tutor", lambda: tutor)
+    student = dataclasses.replace(config, objective="distillation", teacher="tutor")
+    found = range_test(student, tmp_path, low=1e-4, high=1e-3, num_updates=20)
+    assert len(found.losses) == 20
+    assert list(tmp_path.glob("tutor-*/results.json"))
 
 
 def test_an_interrupted_run_is_no_record(config, tmp_path, monkeypatch):
