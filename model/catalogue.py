@@ -8,7 +8,7 @@ from collections.abc import Callable
 import keras
 
 from model.bag_of_ngrams import BagOfNgrams
-from model.config import ModelConfig
+from model.config import PRECISIONS, ModelConfig
 from model.recurrent import BidirectionalLSTM, LSTMLanguageModel, ULMFiTLSTM
 from model.transformer import TransformerDecoder, TransformerEncoder
 
@@ -24,9 +24,6 @@ GENERATORS: dict[str, Callable[..., keras.Model]] = {
     "transformer_decoder": TransformerDecoder,
     "lstm_language_model": LSTMLanguageModel,
 }
-
-
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 def build_model(

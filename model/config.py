@@ -22,6 +22,7 @@ def _rate(setting: str, value: float) -> None:
     require(0 <= value < 1, setting, "at least 0 and below 1", value)
 
 
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")  # of products and activations
 DROPOUT_KINDS = ("elementwise", "locked", "token", "layer")
 
 

@@ -14,14 +14,13 @@ from pathlib import Path
 from training.options import (
     COMPARE,
     FIND_RATE,
+    INTERRUPTED,
     SEARCH,
     add_compare,
     add_find_rate,
     add_search,
 )
 from training.recipes import DEFAULT_RECIPES
-
-INTERRUPTED = 130  # the exit code that shells give Ctrl-C
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from training.optimizers import rules_by_variable
 from training.run import Learner, begin_run, teacher_of
 from training.runs import RESULTS_FILE, run_folder
 from training.stacking import stack
-from training.stages import Stage, build_stage, fixed_shapes, load_data
+from training.stages import Stage, build_stage, load_data, widest_shapes
 from training.strategies.compiled import compile_updates
 from training.strategies.replicas import Replicas
 
@@ -86,7 +86,7 @@ def _stage_lines(config: RunConfig, stage: Stage, learner: Learner) -> Iterator[
         yield f"  data         {stage.config.dataset.name}: {texts}"
     yield f"  strategy     {stage.config.strategy}"
     yield f"  updates      {stage.num_updates:,} at most; a pass takes {stage.updates_of_a_pass:,}"
-    fixed = fixed_shapes(batches) if config.xla else None
+    fixed = widest_shapes(batches) if config.xla else None
     micro_batches = [batches.at(i) for i in range(rule.num_batches)]
     first = stack(micro_batches, shapes=not config.xla, pad_to=fixed)
     shapes = ", ".join(

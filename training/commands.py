@@ -25,6 +25,7 @@ from training.config import CLASSIFICATION, OBJECTIVES, RunConfig, override
 from training.datasets import DATASETS, load_dataset, read_documents, read_labelled, read_texts
 from training.datasets.config import USER_FILE, DatasetConfig
 from training.experiments import compare, find_rate, search
+from training.options import INTERRUPTED
 from training.recipes import FIRST_STEPS, RECIPES, recipe
 from training.runs import (
     RESULTS_FILE,
@@ -38,8 +39,6 @@ from training.runs import (
 from training.schedules import SCHEDULES
 from training.strategies.catalogue import OPTIMIZERS, STRATEGIES
 from training.verify import verify_resume
-
-INTERRUPTED = 130
 
 
 def plot_schedule(options: argparse.Namespace) -> int:

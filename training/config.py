@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from model import signatures
 from model.config import (
     MODEL_CONFIGS,
+    PRECISIONS,
     TOKENIZER_CONFIGS,
     ModelConfig,
     TokenizerConfig,
@@ -48,7 +49,6 @@ OBJECTIVES = {
     MASKED_LANGUAGE_MODEL: "tokens that were hidden, by a classifier's token_logits (pre-training)",
     DISTILLATION: "the softened scores of a teacher beside the labels (Hinton et al., 2015)",
 }
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 FULL_BATCH = "full"  # as a batch size: every update sees the whole training split
 
 

@@ -12,11 +12,9 @@ import numpy as np
 
 from model.runtime import import_tensorflow
 from training.config import override
-from training.options import check_compare
+from training.options import INTERRUPTED, check_compare
 from training.recipes import recipe
 from training.runs import fingerprints
-
-INTERRUPTED = 130
 
 
 def compare(options: argparse.Namespace) -> int:

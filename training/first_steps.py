@@ -1,4 +1,4 @@
-"""First steps: five small programs, each with one main loop and a check of its known answer.
+"""First steps: six small programs, each with one main loop and a check of its known answer.
 
 `take` is that loop: fetch, update, report. What differs from program to program is a `Problem`: its
 arrays, its network, its loss and its check. Axes: B batch, S source steps, T steps, V vocabulary.

@@ -1,9 +1,14 @@
-"""Options of the commands that compare and search. Nothing heavy is imported here."""
+"""Options of the commands that compare and search, and a code that all commands end with.
+
+Nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+
+INTERRUPTED = 130  # the exit code that shells give Ctrl-C
 
 COMPARE = "train a recipe by several strategies and say which is better, or that none is"
 SEARCH = "try settings of a recipe and say which were best"

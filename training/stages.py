@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from model.dropout import dropout_rates
@@ -33,6 +34,7 @@ from training.strategies.scheduled import Scheduled
 
 logger = logging.getLogger(__name__)
 
+_APART = 7_919  # between the seeds of two stages
 DELTA = 1e-5  # of differential privacy: the chance that its promise fails
 
 Observe = Callable[[int, dict[str, float]], None]
@@ -184,7 +186,7 @@ def fit_stage(
             observe(int(checkpoints.progress["step"]), metrics)
         return metrics
 
-    fixed = fixed_shapes(stage.batches) if run.xla else None
+    fixed = widest_shapes(stage.batches) if run.xla else None
     outcome = fit(
         Plan(
             steps=stage.num_updates,
@@ -275,14 +277,19 @@ def _are_used(variables: list, model, loss, batch: dict) -> list[bool]:
     return [gradient is not None for gradient in gradients]
 
 
-def fixed_shapes(batches: Batches) -> dict[str, tuple[int, ...]]:
-    """One shape for each field of every batch, as a compiled update wants it."""
-    widest = (batches.batch_size, batches.longest)
-    return {
-        name: widest[: value.ndim]
-        for name, value in batches.at(0).items()
-        if name in ("tokens", "targets", "label", "weight")
-    }
+def widest_shapes(batches: Batches) -> dict[str, tuple[int, ...]]:
+    """One shape for each field of every batch, as a compiled update wants it.
+
+    Ids, int (B, T), get as many columns as the longest row of the run has tokens; other numbers,
+    such as a teacher's logits (B, K), have as many columns in every batch.
+    """
+
+    def widest(value: np.ndarray) -> tuple[int, ...]:
+        is_ids = value.ndim == 2 and np.issubdtype(value.dtype, np.integer)
+        columns = (batches.longest,) if is_ids else value.shape[1:]
+        return (batches.batch_size, *columns)
+
+    return {name: widest(value) for name, value in batches.at(0).items()}
 
 
 @contextmanager
@@ -296,6 +303,3 @@ def merged(layers: list) -> Iterator[None]:
     finally:
         for variable, value in zip(state, kept, strict=True):
             variable.assign(value)
-
-
-_APART = 7_919  # between the seeds of two stages

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from training import experiments
 from training.__main__ import main
 from training.config import RunConfig
+from training.options import INTERRUPTED
 from training.recipes import RECIPES
 
 
@@ -102,5 +102,5 @@ def test_an_interrupted_comparison_says_so(reviews, capsys, monkeypatch):
 
     monkeypatch.setattr(trials, "train", lambda *_: {"ended": "interrupted"})
     words = ["compare", "reviews", "--strategies", "adamw", "--budget", "2updates"]
-    assert main(words) == experiments.INTERRUPTED
+    assert main(words) == INTERRUPTED
     assert "run the same command again" in capsys.readouterr().out

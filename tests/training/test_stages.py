@@ -20,7 +20,7 @@ from training.run import begin_run, fit_run, load_run
 from training.runs import read_json
 from training.schedules import tabulate
 from training.stacking import stack
-from training.stages import build_stage
+from training.stages import build_stage, widest_shapes
 from training.strategies.compiled import compile_updates
 from training.strategies.rules import evaluating
 from training.verify import differences
@@ -572,6 +572,22 @@ def test_an_empty_batch_has_the_fields_of_any_other():
         for name, value in found[0].items():
             assert {batch[name].dtype for batch in found} == {value.dtype}
             assert stacked[name].ndim == 1 + value.ndim
+
+
+def test_all_batches_of_a_compiled_update_have_one_shape():
+    rows = [np.arange(2, 2 + length, dtype=np.int32) for length in (3, 3, 3, 5, 2, 7, 1)]
+    labels = np.zeros(7, np.int32)
+    settings = {"batch_size": 2, "seed": 0}
+    # As many labels as a batch may have tokens: they are told apart all the same.
+    taught = _TaughtBatches(rows, labels, np.ones((7, 3), np.float32), **settings)
+    masked = _MaskedBatches(rows, 0.5, 9, **settings)
+    expected = {"tokens": (2, 7), "label": (2,), "targets": (2, 7), "teacher_logits": (2, 3)}
+    for batches in (taught, masked):
+        shapes = widest_shapes(batches)
+        assert shapes == {name: expected[name] for name in batches.at(0)}
+        for index in range(9):
+            stacked = stack([batches.at(index)], shapes=False, pad_to=shapes)
+            assert {name: stacked[name].shape[1:] for name in shapes} == shapes
 
 
 @pytest.mark.parametrize("objective", ["language_model", "masked_language_model"])

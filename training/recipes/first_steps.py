@@ -1,4 +1,4 @@
-"""The five small programs that tutorials begin with, each ending in a check of its known answer.
+"""The six small programs that tutorials begin with, each ending in a check of its known answer.
 
 A first step makes its own data, takes its updates by the same rules as the big runs and is over in
 seconds; `training/first_steps.py` runs it. Settings that a recipe has too are named as there.
