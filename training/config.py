@@ -32,7 +32,7 @@ from training.datasets.config import DatasetConfig
 from training.expressions import Call, parse_value
 from training.schedules import Plateau
 from training.schedules import check as check_schedule
-from training.strategies.catalogue import SCHEDULE_FREE, resolve
+from training.strategies.catalogue import SCHEDULE_FREE, Link, resolve
 
 CLASSIFICATION, GENERATION = "classification", "generation"
 
@@ -171,7 +171,7 @@ class StageConfig:
         check_schedule(self.mixture_share, "mixture_share", least=0, most=1)
         chain = resolve(self.strategy)
         check_rate_of(chain[-1].name, self.optimizer.schedule)
-        private = any(link.name == "dp_sgd" for link in chain)
+        private = is_private(chain)
         require(
             self.mixture is None or not private and size != FULL_BATCH,
             "mixture",
@@ -254,6 +254,7 @@ class RunConfig(StageConfig):
         require(self.keep_checkpoints > 0, "keep_checkpoints", "above 0", self.keep_checkpoints)
         names = [stage.name for stage in self.stages]
         require(len(set(names)) == len(names), "earlier", "stages of different names", names)
+        self._check_privacy()
         fitting = self.model.tokenizers
         require(
             self.tokenizer.name in fitting,
@@ -262,7 +263,7 @@ class RunConfig(StageConfig):
             self.tokenizer.name,
         )
         for stage in self.stages:
-            private = any(link.name == "dp_sgd" for link in resolve(stage.strategy))
+            private = is_private(resolve(stage.strategy))
             require(
                 not (self.xla and private),
                 "xla",
@@ -285,6 +286,23 @@ class RunConfig(StageConfig):
             "objective",
             "supervised or distillation in the last stage, whose model is evaluated and exported",
             self.objective,
+        )
+
+    def _check_privacy(self) -> None:
+        if not any(is_private(resolve(stage.strategy)) for stage in self.stages):
+            return
+        require(
+            not self.earlier,
+            "earlier",
+            "empty with dp_sgd: its epsilon counts the updates of one stage, and only if that is "
+            "the first to see the texts. Let dp_sgd be the strategy of a run of one stage",
+            [stage.name for stage in self.earlier],
+        )
+        require(
+            self.teacher is None,
+            "teacher",
+            "none with dp_sgd: what a teacher has learned from the texts is in no epsilon",
+            self.teacher,
         )
 
     @property
@@ -443,6 +461,11 @@ def _stage(stages: Any, name: str, path: str) -> Any:
 
 def _is_optional(hint: Any) -> bool:
     return type(None) in _alternatives(hint)
+
+
+def is_private(chain: Iterable[Link]) -> bool:
+    """Whether a strategy promises differential privacy."""
+    return any(link.name == "dp_sgd" for link in chain)
 
 
 def check_rate_of(optimizer: str, schedule: str) -> None:

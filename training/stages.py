@@ -16,7 +16,15 @@ import tensorflow as tf
 from model.dropout import dropout_rates
 from model.lora import add_lora, merge_lora
 from training.checkpoints import Checkpoints
-from training.config import DISTILLATION, FULL_BATCH, GENERATION, SUPERVISED, RunConfig, StageConfig
+from training.config import (
+    DISTILLATION,
+    FULL_BATCH,
+    GENERATION,
+    SUPERVISED,
+    RunConfig,
+    StageConfig,
+    is_private,
+)
 from training.datasets.catalogue import DATASETS, load_dataset
 from training.loop import Outcome, Plan, fit
 from training.objectives import Objective, build_batches, build_objective
@@ -90,8 +98,8 @@ def build_stage(
         pieces = objective.batches(batch_size=FULL_BATCH, seed=seed).num_batches
         strategy = with_full_batches(strategy, pieces)
     chain = resolve(strategy)
-    is_private = any(link.name == "dp_sgd" for link in chain)
-    if number == 0 and hasattr(objective, "adapt") and not is_private:
+    private = is_private(chain)
+    if number == 0 and hasattr(objective, "adapt") and not private:
         objective.adapt()  # reads every text and label, which no epsilon would cover
     per_update = batches_per_update(chain)
     objectives = [objective]
@@ -100,7 +108,7 @@ def build_stage(
         objectives.append(build_objective(config, learner, mixed_in, seed=seed, teacher=teacher))
     settings: dict[str, Any] = {
         "batch_size": config.batch_size,
-        "sampling": "poisson" if is_private else "shuffled",
+        "sampling": "poisson" if private else "shuffled",
         "batches_per_update": per_update,
         "seed": seed,
     }

@@ -376,6 +376,19 @@ def test_a_wrong_expression_is_refused_under_its_name(setting, value):
             ["mixture must be none with dp_sgd", "'imdb'"],
         ),
         (
+            {"strategy": "dp_sgd(sgd)", "earlier": "sgd"},
+            ["earlier must be empty with dp_sgd", "the first to see the texts", "['before']"],
+        ),
+        (
+            {"strategy": "dp_sgd(sgd)", "earlier": "private"},
+            ["earlier must be empty with dp_sgd", "['before']"],
+        ),
+        ({"earlier": "private"}, ["earlier must be empty with dp_sgd", "['before']"]),
+        (
+            {"strategy": "dp_sgd(sgd)", "objective": "distillation", "teacher": "topics"},
+            ["teacher must be none with dp_sgd", "'topics'"],
+        ),
+        (
             {"optimizer": OptimizerConfig(schedule="plateau(patience=3)"), "patience": 3},
             ["patience must be 0, or above the 3 evaluations", "it would end first"],
         ),
@@ -400,6 +413,7 @@ def test_settings_that_do_not_go_together_are_refused(changes, parts):
     earlier = {
         "sgd": (StageConfig(name="before", strategy="sgd"),),
         "same name": (StageConfig(name="run"),),
+        "private": (StageConfig(name="before", strategy="ema(dp_sgd(sgd))"),),
     }
     if "earlier" in changes:
         changes = changes | {"earlier": earlier[changes["earlier"]]}

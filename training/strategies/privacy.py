@@ -21,9 +21,9 @@ class DifferentiallyPrivate(Around):
 
     The promise (`epsilon`) is about one row more or less, drawn by Poisson sampling, and about the
     weights. It holds for whoever does not know the seed, which reproduces the noise; and it does
-    not cover the log, whose losses are exact, the vocabulary of a word or SentencePiece tokenizer,
-    which is made of the training texts, or stages of the run without dp_sgd. (A start from naive
-    Bayes is left out of a private run, `training/stages.py`.)
+    not cover the log, whose losses are exact, or the vocabulary of a word or SentencePiece
+    tokenizer, which is made of the training texts. (A start from naive Bayes is left out of a
+    private run, `training/stages.py`; other stages and teachers are refused, `training/config.py`.)
     """
 
     def __init__(
