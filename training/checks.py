@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from training.config import DISTILLATION, SUPERVISED, RunConfig, StageConfig
+from training.config import DISTILLATION, SUPERVISED, RunConfig, StageConfig, idle_settings
 from training.datasets.catalogue import load_dataset
 from training.optimizers import rules_by_variable
 from training.run import Learner, begin_run, teacher_of
@@ -34,12 +34,12 @@ REPORT_EVERY = 20  # updates
 def dry_run(config: RunConfig, runs: Path) -> Iterator[str]:
     """What the run will be, in lines, while all of it is built and each stage takes an update.
 
-    Every setting, the size of every split, the network, and of each stage: how many updates of
-    which batches, what moves which variable, and the loss and time of one compiled update. Raises
-    whatever the run would raise before and in its first update.
+    Every setting that does something, the size of every split, the network, and of each stage: how
+    many updates of which batches, what moves which variable, and the loss and time of one compiled
+    update. Raises whatever the run would raise before and in its first update.
     """
     yield "Settings, as --set takes them"
-    yield from (f"  {line}" for line in setting_lines(config.to_dict()))
+    yield from (f"  {line}" for line in setting_lines(config))
     yield f"\nA run would be kept in {run_folder(runs, config)}; this one keeps nothing."
     with _begun(config) as (learner, data, folder):
         yield f"\nData: {config.dataset.name}"
@@ -55,19 +55,24 @@ def dry_run(config: RunConfig, runs: Path) -> Iterator[str]:
                 learner = begin_run(config, folder, data)
 
 
-def setting_lines(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """`name=value` for every setting of a configuration's dictionary, sections with a dot."""
+def setting_lines(config: RunConfig) -> Iterator[str]:
+    """`name=value` for every setting that does something in the run, sections with a dot."""
+    idle = idle_settings(config)
+    return (line for line in _lines(config.to_dict()) if line.partition("=")[0] not in idle)
+
+
+def _lines(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in values.items():
         path = prefix + name
         if name == "earlier":
             for stage in value:
-                yield from setting_lines(stage, f"{path}.{stage['name']}.")
+                yield from _lines(stage, f"{path}.{stage['name']}.")
         elif isinstance(value, dict):
             chosen = path in ("model", "tokenizer")  # whose name decides the whole section
             if chosen:
                 yield f"{path}={value['name']}"
             rest = {k: v for k, v in value.items() if not (chosen and k == "name")}
-            yield from setting_lines(rest, path + ".")
+            yield from _lines(rest, path + ".")
         else:
             yield f"{path}={_as_typed(value)}"
 

@@ -15,7 +15,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -336,6 +336,88 @@ class RunConfig(StageConfig):
 _CHOICES = {"model": MODEL_CONFIGS, "tokenizer": TOKENIZER_CONFIGS}
 
 
+# What a setting needs in order to do anything: (whether it has it, what that is).
+_StageNeed = tuple[Callable[[StageConfig], bool], str]
+_RunNeed = tuple[Callable[[RunConfig], bool], str]
+
+
+def _watches_updates(stage: StageConfig) -> bool:
+    return stage.stop_loss is not None or stage.stop_grad_norm is not None
+
+
+def _starts_from_naive_bayes(run: RunConfig) -> bool:
+    scale = getattr(run.model, "naive_bayes_scale", 0.0)
+    return scale > 0 and not is_private(resolve(run.strategy))
+
+
+_LOW_RANK: _StageNeed = (lambda stage: stage.lora_rank > 0, "{}lora_rank above 0")
+_TEACHER: _StageNeed = (
+    lambda stage: stage.objective == DISTILLATION,
+    f"{{0}}objective={DISTILLATION} and {{0}}teacher",
+)
+NEEDS: dict[str, _StageNeed] = {  # "{}" is for the name of a stage before the last
+    "epochs": (
+        lambda stage: stage.max_updates is None,
+        "{0}max_updates=none, as {0}max_updates takes its place",
+    ),
+    "optimizer.clip_norm": (
+        lambda stage: stage.optimizer.clip_norm is None or not is_private(resolve(stage.strategy)),
+        "a strategy without dp_sgd, which clips what each row contributes by a number of its own",
+    ),
+    "stop_updates": (_watches_updates, "{0}stop_loss or {0}stop_grad_norm"),
+    "mixture_share": (lambda stage: stage.mixture is not None, "{}mixture.name"),
+    "mask_rate": (
+        lambda stage: stage.objective == MASKED_LANGUAGE_MODEL,
+        f"{{}}objective={MASKED_LANGUAGE_MODEL}",
+    ),
+    "lora_alpha": _LOW_RANK,
+    "lora_layers": _LOW_RANK,
+    "distillation_temperature": _TEACHER,
+    "distillation_share": _TEACHER,
+}
+_DROPOUT: _RunNeed = (
+    lambda run: any(stage.dropout is None for stage in run.stages),
+    "a stage with dropout=none, as dropout takes its place",
+)
+NEEDS_OF_RUN: dict[str, _RunNeed] = {
+    "updates_per_call": (
+        lambda run: run.updates_per_call == 1 or not all(map(_watches_updates, run.stages)),
+        "a stage without stop_loss and stop_grad_norm, which look at every update",
+    ),
+    "model.dropout": _DROPOUT,
+    "model.ngram_dropout": _DROPOUT,
+    "model.naive_bayes_scale": (
+        lambda run: (
+            not getattr(run.model, "naive_bayes_scale", 0.0)
+            or not is_private(resolve(run.strategy))
+        ),
+        "a strategy without dp_sgd, whose epsilon would not count such a start",
+    ),
+    "model.smoothing": (
+        _starts_from_naive_bayes,
+        "model.naive_bayes_scale above 0, and a strategy without dp_sgd",
+    ),
+    "tokenizer.min_character_ngram": (
+        lambda run: getattr(run.tokenizer, "max_character_ngram", 0) > 0,
+        "tokenizer.max_character_ngram above 0",
+    ),
+}
+
+
+def idle_settings(config: RunConfig) -> dict[str, str]:
+    """The settings that do nothing in this run, by the names that users type: what each needs."""
+    idle = {}
+    for stage in config.stages:
+        prefix = "" if stage is config else f"earlier.{stage.name}."
+        for name, (has_it, needed) in NEEDS.items():
+            if not has_it(stage):
+                idle[prefix + name] = needed.format(prefix)
+    for name, (run_has_it, needed) in NEEDS_OF_RUN.items():
+        if not run_has_it(config):
+            idle[name] = needed
+    return idle
+
+
 _Config = TypeVar("_Config")  # a dataclass: a run's, or a first step's
 
 
@@ -343,8 +425,11 @@ def override(config: _Config, assignments: Iterable[str]) -> _Config:
     """Applies `name=value` settings such as `optimizer.peak_learning_rate=1e-3`, in order.
 
     `model=NAME` and `tokenizer=NAME` replace the section by that name's defaults, so settings
-    inside it go after. Raises ValueError with the known names when a name is unknown.
+    inside it go after. Raises ValueError with the known names when a name is unknown, and for a
+    setting that does nothing with the others as they are in the end (`NEEDS`): what a user sets is
+    not ignored in silence, what a recipe leaves idle is no mistake.
     """
+    typed = []
     values = dataclasses.asdict(typing.cast(Any, config))
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
@@ -357,6 +442,7 @@ def override(config: _Config, assignments: Iterable[str]) -> _Config:
             _one_of(path, text, _CHOICES[path])
             values[path] = {"name": text}
             continue
+        typed.append(path)
         *sections, leaf = path.split(".")
         target, cls, prefix = values, typing.cast(type, type(config)), ""
         while sections:
@@ -390,7 +476,20 @@ def override(config: _Config, assignments: Iterable[str]) -> _Config:
             target[leaf] = None
             continue
         target[leaf] = _parse(text, hint, path)
-    return _from_dict(type(config), values, "")
+    changed = _from_dict(type(config), values, "")
+    if isinstance(changed, RunConfig):
+        _refuse_idle(changed, typed)
+    return changed
+
+
+def _refuse_idle(config: RunConfig, typed: Iterable[str]) -> None:
+    idle = idle_settings(config)
+    for path in typed:
+        if path in idle:
+            raise ValueError(
+                f"{path} does nothing here: it needs {idle[path]}. Set that too, or leave {path} "
+                "out."
+            )
 
 
 def _from_dict(cls: type, values: Any, prefix: str) -> Any:

@@ -67,9 +67,16 @@ def value_of(lines, name):
 def test_settings_are_as_they_are_typed(name):
     """Typed after settings that differ, they give the same configuration again."""
     config = recipe(name)
-    other = override(config, ["batch_size=7", "optimizer.clip_norm=none", "seed=5", "epochs=9"])
+    other = override(config, ["batch_size=7", "optimizer.clip_norm=none", "seed=5", "patience=9"])
     assert other != config
-    assert override(other, setting_lines(config.to_dict())) == config
+    assert override(other, setting_lines(config)) == config
+
+
+def test_settings_that_do_nothing_are_not_listed():
+    names = {line.partition("=")[0] for line in setting_lines(recipe("sentiment_ulmfit"))}
+    assert {"earlier.head.dropout", "dropout", "model.units", "epochs"} <= names
+    assert not {"earlier.head.lora_alpha", "mask_rate", "mixture_share", "model.dropout"} & names
+    assert "mask_rate" in " ".join(setting_lines(recipe("sentiment_masked")))
 
 
 def test_a_dry_run_tells_what_the_run_will_be_and_writes_nothing(config, tmp_path):

@@ -16,6 +16,8 @@ from model.config import (
 from training.config import (
     CLASSIFICATION,
     GENERATION,
+    NEEDS,
+    NEEDS_OF_RUN,
     OptimizerConfig,
     RunConfig,
     StageConfig,
@@ -80,6 +82,7 @@ def test_the_task_follows_from_the_network():
 # Digest -------------------------------------------------------------------------------------------
 
 
+TAUGHT = ["objective=distillation", "teacher=sentiment"]
 # Another value for every setting of `small()`; those that need others beside them come along.
 OTHERWISE = {
     "name": ["name=other"],
@@ -113,7 +116,7 @@ OTHERWISE = {
     "evaluate_every": ["evaluate_every=9"],
     "patience": ["patience=9"],
     "seed": ["seed=9"],
-    "objective": ["objective=distillation", "teacher=sentiment"],
+    "objective": TAUGHT,
     "strategy": ["strategy=ema(adamw)"],
     "trainable": ["trainable=head"],
     "rate_factors": ["rate_factors=head=2"],
@@ -122,30 +125,30 @@ OTHERWISE = {
     "keep": ["keep=last"],
     "stop_loss": ["stop_loss=0.1"],
     "stop_grad_norm": ["stop_grad_norm=0.1"],
-    "stop_updates": ["stop_updates=2"],
+    "stop_updates": ["stop_loss=0.1", "stop_updates=2"],
     "dropout": ["dropout=0.1"],
     "label_smoothing": ["label_smoothing=0.1"],
     "mixture": ["mixture.name=starter_topics"],
-    "mixture_share": ["mixture_share=0.1"],
-    "mask_rate": ["mask_rate=0.1"],
+    "mixture_share": ["mixture.name=starter_topics", "mixture_share=0.1"],
     "lora_rank": ["lora_rank=2"],
-    "lora_alpha": ["lora_alpha=2"],
-    "lora_layers": ["lora_layers=head"],
+    "lora_alpha": ["lora_rank=2", "lora_alpha=2"],
+    "lora_layers": ["lora_rank=2", "lora_layers=head"],
     "teacher": ["objective=distillation", "teacher=topics"],
-    "distillation_temperature": ["distillation_temperature=9"],
-    "distillation_share": ["distillation_share=0.9"],
+    "distillation_temperature": [*TAUGHT, "distillation_temperature=9"],
+    "distillation_share": [*TAUGHT, "distillation_share=0.9"],
     "precision": ["precision=mixed_bfloat16"],
     "deterministic": ["deterministic=false"],
     "xla": ["xla=true"],
     "updates_per_call": ["updates_per_call=9"],
 }
 # These change when and how much is saved, but nothing that is computed.
+IN_OTHER_STAGES = {"mask_rate"}  # the last one cannot have its objective
 SAME_RUN = {"save_every": ["save_every=9"], "keep_checkpoints": ["keep_checkpoints=9"]}
 
 
 def test_the_digest_changes_with_every_setting_and_with_the_data():
     names = {name for name, _ in leaves(small())}
-    assert set(OTHERWISE) | set(SAME_RUN) | {"earlier"} == names
+    assert set(OTHERWISE) | set(SAME_RUN) | IN_OTHER_STAGES | {"earlier"} == names
     digests = [small().digest("data"), small().digest("other data")]
     for name, assignments in OTHERWISE.items():
         config = small()
@@ -166,9 +169,14 @@ def test_the_digest_changes_with_the_stages_before():
     stage = StageConfig(name="before")
     digests = {
         small(earlier=earlier).digest("data")
-        for earlier in ((), (stage,), (dataclasses.replace(stage, epochs=9),))
+        for earlier in (
+            (),
+            (stage,),
+            (dataclasses.replace(stage, epochs=9),),
+            (dataclasses.replace(stage, mask_rate=0.1),),
+        )
     }
-    assert len(digests) == 3
+    assert len(digests) == 4
 
 
 def test_equal_settings_have_equal_digests():
@@ -626,7 +634,7 @@ def test_a_section_that_was_left_out_begins_with_its_name_and_ends_with_none():
     assert override(config, ["earlier.warm.dataset=none"]) == staged()
     config = override(staged(), ["mixture.name=imdb", "mixture_share=0.1"])
     assert config.mixture == DatasetConfig(name="imdb")
-    assert override(config, ["mixture=None", "mixture_share=0.5"]) == staged()
+    assert override(config, ["mixture=None"]) == staged(mixture_share="0.1")
     # The name comes first: it decides what else may be said.
     with pytest.raises(ValueError, match="Missing settings: mixture.name"):
         override(staged(), ["mixture.max_examples=5"])
@@ -666,6 +674,103 @@ def test_a_wrong_setting_of_a_stage_says_what_to_type(assignment, parts):
         override(staged(), [assignment])
     for part in parts:
         assert part in str(refusal.value)
+
+
+# Settings that need others ------------------------------------------------------------------------
+
+
+# What does nothing in `staged()`, the others that let it do something, and what is told of it.
+IDLE = {
+    "epochs=3": (["max_updates=9"], ["max_updates=none"], "max_updates=none"),
+    "optimizer.clip_norm=2": (["strategy=dp_sgd(sgd)"], ["strategy=sgd"], "without dp_sgd"),
+    "stop_updates=2": ([], ["stop_grad_norm=0.1"], "stop_loss or stop_grad_norm"),
+    "mixture_share=0.2": ([], ["mixture.name=imdb"], "mixture.name"),
+    "lora_alpha=2": ([], ["lora_rank=2"], "lora_rank above 0"),
+    "lora_layers=head": ([], ["lora_rank=2"], "lora_rank above 0"),
+    "distillation_temperature=3": ([], TAUGHT, "objective=distillation and teacher"),
+    "distillation_share=0.2": ([], TAUGHT, "objective=distillation and teacher"),
+    "earlier.warm.lora_alpha=2": (
+        ["lora_rank=2"],  # of another stage
+        ["earlier.warm.lora_rank=2"],
+        "earlier.warm.lora_rank above 0",
+    ),
+    "earlier.pretrain.mask_rate=0.2": (
+        [],
+        ["earlier.pretrain.objective=masked_language_model"],
+        "earlier.pretrain.objective=masked_language_model",
+    ),
+    "updates_per_call=4": (
+        ["stop_loss=0.1", "earlier.warm.stop_loss=0.1", "earlier.pretrain.stop_grad_norm=0.1"],
+        ["earlier.warm.stop_loss=none"],
+        "without stop_loss and stop_grad_norm",
+    ),
+    "model.dropout=0.2": (
+        ["dropout=0.1", "earlier.warm.dropout=0.1", "earlier.pretrain.dropout=0.1"],
+        ["earlier.warm.dropout=none"],
+        "a stage with dropout=none",
+    ),
+}
+
+
+@pytest.mark.parametrize("assignment", IDLE)
+def test_a_setting_that_would_do_nothing_is_refused_with_what_it_needs(assignment):
+    around, needed, told = IDLE[assignment]
+    path, _, _ = assignment.partition("=")
+    before = staged(earlier=()) if "dp_sgd" in str(around) else staged()
+    with pytest.raises(ValueError) as refusal:
+        override(before, [assignment, *around])
+    assert str(refusal.value).startswith(f"{path} does nothing here: it needs ")
+    assert told in str(refusal.value)
+    # ... whichever is typed first, what counts is how all are in the end.
+    assert override(before, [assignment, *around, *needed]) != before
+    assert override(before, [*around, *needed, assignment]) != before
+
+
+@pytest.mark.parametrize(
+    ("recipe_name", "assignment", "needed"),
+    [
+        ("sst2", "model.naive_bayes_scale=1", "strategy=sgd"),
+        ("sst2", "model.smoothing=1", "strategy=sgd"),
+        ("chnsenticorp", "model.smoothing=1", "model.naive_bayes_scale=1"),
+        (
+            "chnsenticorp",
+            "tokenizer.min_character_ngram=2",
+            "tokenizer.max_character_ngram=4",
+        ),
+    ],
+)
+def test_so_is_one_of_a_network_or_a_tokenizer(recipe_name, assignment, needed):
+    around = ["strategy=dp_sgd(sgd)"] if needed == "strategy=sgd" else []
+    with pytest.raises(ValueError, match="does nothing here: it needs"):
+        override(recipe(recipe_name), [assignment, *around])
+    override(recipe(recipe_name), [assignment, needed])
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        ["strategy=dp_sgd(sgd)", "optimizer.clip_norm=none"],
+        ["stop_loss=0.1", "updates_per_call=1"],
+        ["strategy=dp_sgd(sgd)", "model.naive_bayes_scale=0"],
+    ],
+)
+def test_what_would_do_nothing_may_be_turned_off(assignments):
+    override(recipe("sst2"), assignments)
+
+
+def test_what_a_recipe_leaves_idle_is_no_mistake():
+    config = small(lora_alpha=2.0, max_updates=3, epochs=9.0)
+    assert override(config, ["batch_size=3"]) == dataclasses.replace(config, batch_size=3)
+    # ... and becomes none by what is typed beside it.
+    assert override(small(epochs=9.0), ["max_updates=3"]).max_updates == 3
+
+
+def test_only_settings_that_there_are_need_others():
+    names = {name for name, _ in leaves(small())} | {"optimizer.clip_norm"}
+    assert set(NEEDS) <= names
+    of_other_models = {"model.ngram_dropout", "model.naive_bayes_scale", "model.smoothing"}
+    assert set(NEEDS_OF_RUN) - of_other_models - {"tokenizer.min_character_ngram"} <= names
+    assert {n for n, _ in leaves(recipe("sentiment"))} >= of_other_models
 
 
 def test_without_stages_before_none_can_be_set():

@@ -367,12 +367,12 @@ def test_the_command_answers_with_its_code_and_keeps_what_differs(monkeypatch, c
         return found
 
     monkeypatch.setattr(verify, "prove", prove)
-    code = verify.verify_resume(options(set=["batch_size=8", "epochs=2"], kills=4, seed=9))
+    code = verify.verify_resume(options(set=["batch_size=8", "patience=2"], kills=4, seed=9))
     ((command, folder, kills, seed),) = seen
     assert code == len(found) and (kills, seed) == (4, 9)
     assert command[:3] == [sys.executable, "-m", "training"]
     assert command[3:7] == ["--runs", str(folder / "a"), "fit", "sentiment"]
-    assert command[-3:] == ["batch_size=8", "--set", "epochs=2"]  # what the user sets goes last
+    assert command[-3:] == ["batch_size=8", "--set", "patience=2"]  # what the user sets goes last
     assert "dataset.max_examples=200" in command  # of batches of 8
     assert folder.exists() == bool(found)
     assert (f"kept in {folder}" in capsys.readouterr().out) == bool(found)
@@ -386,6 +386,7 @@ def test_the_command_answers_with_its_code_and_keeps_what_differs(monkeypatch, c
         ({"kills": 0}, "--kills must be 1 or more. Received: 0"),
         ({"recipe": "sentimental"}, "Unknown recipe"),
         ({"set": ["batch=8"]}, "Unknown setting batch"),
+        ({"set": ["epochs=2"]}, "epochs does nothing here: it needs max_updates=none"),
     ],
 )
 def test_what_is_mistyped_is_said_before_anything_starts(monkeypatch, changes, message):
