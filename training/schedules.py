@@ -249,7 +249,7 @@ def tabulate(expression: str | float, num_updates: int, setting: str = "schedule
     if num_updates < 1:
         raise ValueError(f"{setting} needs 1 update or more. Received: {num_updates=}")
     name, numbers = _read(expression, setting)
-    warmup = int(min(numbers["warmup"], num_updates // 2))
+    warmup = int(min(numbers["warmup"], _longest_warmup(num_updates)))
     length = float(numbers["steps"] or num_updates - warmup)
     t = np.arange(num_updates + 1, dtype=np.float64)
     own = {key: numbers[key] for key in SCHEDULES[name].own}
@@ -266,6 +266,22 @@ def tabulate(expression: str | float, num_updates: int, setting: str = "schedule
             f"{setting} is not finite any more at update {first}. Received: {str(expression)!r}"
         )
     return values
+
+
+def _longest_warmup(num_updates: int) -> int:
+    return num_updates // 2
+
+
+def cut_warmup(expression: str | float, num_updates: int, setting: str = "schedule") -> str | None:
+    """What becomes of a warm-up that is longer than half of the run, in words; None of others."""
+    _, numbers = _read(expression, setting)
+    asked, longest = int(numbers["warmup"]), _longest_warmup(num_updates)
+    if asked <= longest:
+        return None
+    return (
+        f"the warm-up of {setting}={expression} takes {longest} updates in place of {asked}: half "
+        f"of the run's {num_updates}"
+    )
 
 
 def _read(expression: str | float, setting: str) -> tuple[str, dict[str, Any]]:

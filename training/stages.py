@@ -31,7 +31,7 @@ from training.objectives import Objective, build_batches, build_objective
 from training.optimizers import rules_by_variable
 from training.pipeline import Batches
 from training.progress import Log
-from training.schedules import Plateau, tabulate
+from training.schedules import Plateau, cut_warmup, tabulate
 from training.stacking import stack
 from training.strategies.build import build_rule
 from training.strategies.catalogue import Link, batches_per_update, resolve, with_full_batches
@@ -113,6 +113,8 @@ def build_stage(
         "seed": seed,
     }
     num_updates = config.max_updates or _num_updates(config.epochs, objectives, settings)
+    for said in _cut_warmups(config, num_updates):
+        logger.warning(f"{config.name}: {said}.")
     batches = build_batches(
         objectives, config, max_tokens=config.max_tokens, num_updates=num_updates, **settings
     )
@@ -161,6 +163,22 @@ def _num_updates(epochs: float, objectives: list[Objective], settings: dict) -> 
     """Of so many passes over all texts, at least one."""
     num_batches = sum(objective.batches(**settings).num_batches for objective in objectives)
     return max(round(epochs * num_batches / settings["batches_per_update"]), 1)
+
+
+def _cut_warmups(config: StageConfig, num_updates: int) -> Iterator[str]:
+    """What is told of warm-ups that are longer than half of the stage."""
+    schedules: dict[str, Any] = {
+        "optimizer.schedule": config.optimizer.schedule,
+        "optimizer.weight_decay": config.optimizer.weight_decay,
+        "batch_size": config.batch_size,
+        "max_tokens": config.max_tokens,
+        "dropout": config.dropout,
+        "mixture_share": config.mixture_share,
+    }
+    for setting, expression in schedules.items():
+        if isinstance(expression, str) and expression != FULL_BATCH:
+            if said := cut_warmup(expression, num_updates, setting):
+                yield said
 
 
 def fit_stage(

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from training.schedules import SCHEDULES, Plateau, check, tabulate
+from training.schedules import SCHEDULES, Plateau, check, cut_warmup, tabulate
 
 # In a run of 110 updates with a warm-up of 10: the first value, the one half-way, the last.
 POINTS = {
@@ -102,6 +102,18 @@ class TestEach:
     def test_its_name_alone_is_a_schedule_with_a_line_about_it(self, name):
         check(name)
         assert SCHEDULES[name].description
+
+
+def test_a_warm_up_that_is_cut_is_told_with_its_numbers():
+    told = cut_warmup("cosine(end=0.1, warmup=100)", 61, "optimizer.schedule")
+    assert told == (
+        "the warm-up of optimizer.schedule=cosine(end=0.1, warmup=100) takes 30 updates in place "
+        "of 100: half of the run's 61"
+    )
+    # It is so: the first value is reached there.
+    assert np.argmax(tabulate("cosine(end=0.1, warmup=100)", 61)) == 30
+    for expression, num_updates in (("cosine(warmup=30)", 61), ("linear(8, 64)", 1), (32, 1)):
+        assert cut_warmup(expression, num_updates) is None
 
 
 def test_a_number_stays():

@@ -1,6 +1,7 @@
 """Stages of a run: what each starts from, moves and leaves alone, and what the run ends with."""
 
 import json
+import logging
 import re
 import signal
 
@@ -380,6 +381,20 @@ def test_the_rate_of_dropout_is_felt_by_the_updates(reviews):
     model = {"name": "ulmfit_lstm", "embedding_size": 8, "units": 6}
     assert losses(dropout="0.6") == losses(model=model | {"dropout": 0.6})
     assert losses(dropout="0.6") != losses(model=model | {"dropout": 0.1})
+
+
+def test_a_warm_up_that_the_stage_is_too_short_for_is_told(reviews, caplog):
+    schedules = {
+        "optimizer": {"schedule": "linear(warmup=5)", "weight_decay": "linear(0, 0.1, warmup=4)"},
+        "max_tokens": "linear(2, 6, warmup=6, warmup_start=1)",
+    }
+    with caplog.at_level(logging.WARNING):
+        stage_of(run_config(reviews, **schedules, **BAG, batch_size="full"))
+    told = [record.getMessage() for record in caplog.records if "warm-up" in record.getMessage()]
+    assert [re.search(r"of ([\w.]+)=.*takes (\d+) .*place of (\d+)", t).groups() for t in told] == [
+        ("optimizer.schedule", "4", "5"),
+        ("max_tokens", "4", "6"),
+    ]
 
 
 # Which weights a stage ends with ------------------------------------------------------------------
