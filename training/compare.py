@@ -159,6 +159,27 @@ def strategy_of(label: str, optimizer: str) -> str:
     return canonical(nest(parts, optimizer), "--strategies")
 
 
+def split_rate(label: str) -> tuple[str, float | None]:
+    """The strategy in what the user typed, and its peak learning rate if it has one of its own.
+
+    >>> split_rate("lookahead:5+muon@0.02")
+    ('lookahead:5+muon', 0.02)
+    """
+    name, separator, text = label.partition("@")
+    if not separator:
+        return name.strip(), None
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < math.inf:
+        raise ValueError(
+            f"--strategies takes NAME@RATE with a rate above 0, such as muon@0.02. "
+            f"Received: {label!r}"
+        )
+    return name.strip(), rate
+
+
 def innermost(expression: str) -> str:
     """The optimizer inside a strategy, with its numbers.
 
@@ -181,17 +202,11 @@ def entries_of(text: str, config: RunConfig) -> list[Entry]:
 
 
 def _entry(label: str, config: RunConfig) -> Entry:
-    name, separator, rate = label.partition("@")
-    strategy = strategy_of(name.strip(), innermost(config.strategy))
+    name, rate = split_rate(label)
+    strategy = strategy_of(name, innermost(config.strategy))
     optimizer = config.optimizer
-    if separator:
-        try:
-            optimizer = replace(optimizer, peak_learning_rate=float(rate))
-        except ValueError as error:
-            raise ValueError(
-                f"--strategies takes NAME@RATE with a rate above 0, such as muon@0.02. "
-                f"Received: {label!r}"
-            ) from error
+    if rate is not None:
+        optimizer = replace(optimizer, peak_learning_rate=rate)
     if resolve(strategy)[-1].name in SCHEDULE_FREE:
         warmup = dict(getattr(parse_value(optimizer.schedule), "keywords", {})).get("warmup", 0)
         optimizer = replace(optimizer, schedule=f"constant(warmup={warmup})")

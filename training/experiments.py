@@ -50,15 +50,16 @@ def _compare_recipe(options: argparse.Namespace) -> int:
 
 
 def _compare_on_surface(options: argparse.Namespace) -> int:
-    from training.compare import split_strategies, strategy_of
+    from training.compare import split_rate, split_strategies, strategy_of
     from training.surfaces import RuleWalker, path, surface, write_surface_report
 
     on = surface(options.surface)
     updates = options.updates or on.updates
 
     def walk(label: str) -> np.ndarray:
-        strategy = strategy_of(label, "sgd")
-        return path(lambda place: RuleWalker(strategy, place, updates), on, updates)
+        name, rate = split_rate(label)
+        strategy = strategy_of(name, "sgd")
+        return path(lambda place: RuleWalker(strategy, place, updates, rate), on, updates)
 
     paths = {label: walk(label) for label in split_strategies(options.strategies)}
     folder = options.output or Path("comparisons") / on.name

@@ -22,7 +22,7 @@ def add_compare(sub: argparse.ArgumentParser) -> None:
         required=True,
         metavar="A,B,...",
         help="the first one is compared with; e.g. adamw,accumulate:4,lookahead:5+sam,diloco:4x20; "
-        "NAME@RATE sets the peak learning rate, as in muon@0.02",
+        "NAME@RATE sets the peak learning rate, as in muon@0.02; on a surface, the rate",
     )
     sub.add_argument(
         "--budget", help="of each run: 60s, 2000updates or 4000evaluations of gradients (60s)"

@@ -173,13 +173,14 @@ def path(make_walker: Callable[[Surface], Walker], on: Surface, updates: int) ->
 
 
 class RuleWalker:
-    """An update rule on a surface, in float64, at the surface's constant rate and without clipping.
+    """An update rule on a surface, in float64, at a constant rate and without clipping.
 
-    Its weights are those that would be evaluated and exported: the slow ones of Lookahead, the
-    average of EMA. Every micro-batch is the whole surface.
+    The rate is the surface's unless given. The weights are those that would be evaluated and
+    exported: the slow ones of Lookahead, the average of EMA. Every micro-batch is the whole
+    surface.
     """
 
-    def __init__(self, expression: str, on: Surface, updates: int):
+    def __init__(self, expression: str, on: Surface, updates: int, rate: float | None = None):
         self.w = keras.Variable(np.asarray(on.start), dtype="float64", name="w")
         one = tf.ones([], tf.float64)
 
@@ -195,7 +196,7 @@ class RuleWalker:
             loss,
             [self.w],
             OptimizerConfig(
-                peak_learning_rate=on.rate_for(resolve(expression)[-1].name),
+                peak_learning_rate=rate or on.rate_for(resolve(expression)[-1].name),
                 schedule="constant",
                 clip_norm=None,
             ),

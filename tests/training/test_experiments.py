@@ -60,6 +60,20 @@ def test_compare_on_a_surface_draws_the_paths(reviews, capsys):
     np.testing.assert_allclose(paths["lookahead:5"][5], np.array([2.0, 1.2]) * (1 + 0.9**5) / 2)
 
 
+def test_a_strategy_on_a_surface_may_have_a_rate_of_its_own(reviews, capsys):
+    words = ["compare", "--surface", "ravine", "--strategies", "sgd,sgd@0.01,lookahead:5+sgd@0.01"]
+    assert main([*words, "--updates", "5"]) == 0
+    rows = capsys.readouterr().out.splitlines()[2:5]
+    assert [row.split()[0] for row in rows] == words[-1].split(",")
+    paths = json.loads((reviews / "comparisons" / "ravine" / "paths.json").read_text())["paths"]
+    start, curvature = np.array([2.0, 0.3]), np.array([1.0, 50.0])
+    for label, rate in (("sgd", 0.03), ("sgd@0.01", 0.01)):
+        expected = start * (1 - rate * curvature) ** 5
+        np.testing.assert_allclose(paths[label][5], expected, rtol=1e-5)
+    slow = (start + paths["sgd@0.01"][5]) / 2
+    np.testing.assert_allclose(paths["lookahead:5+sgd@0.01"][5], slow, rtol=1e-5)
+
+
 def test_search_tells_a_command_that_can_be_typed(reviews, capsys):
     words = ["search", "reviews", "--trials", "2", "--output", "searched"]
     words += ["--space", "optimizer.peak_learning_rate=0.01..0.1:log,strategy=adamw|sam(adamw)"]
@@ -87,6 +101,7 @@ def test_find_rate_draws_and_advises(reviews, capsys):
         ("compare reviews --strategies adamw,nothing:3", "--strategies: unknown part 'nothing'"),
         ("compare reviews --strategies adamw --budget 60", "--budget takes seconds"),
         ("compare --strategies adamw", "a recipe or --surface NAME"),
+        ("compare --surface bowl --strategies sgd@fast", "NAME@RATE with a rate above 0"),
         ("compare --surface hill --strategies sgd", "--surface must be one of bowl"),
         ("search reviews --space batch_size", "--space takes name=low..high"),
         ("find-rate reviews --low 2", "0 < low < high"),
