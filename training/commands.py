@@ -448,9 +448,10 @@ def _headline(report: dict) -> list[str]:
 
 
 def _print_results(config: RunConfig, results: dict) -> None:
+    kept = results.get("kept_step", results["best_step"])  # of runs before it was written: best
     print(
-        f"\n{config.name}: {results['steps']} updates in {results['seconds']} s, "
-        f"best at {results['best_step']} ({results['ended']}). On the test split:\n"
+        f"\n{config.name}: {results['steps']} updates in {results['seconds']} s "
+        f"({results['ended']}); kept: update {kept} of stage {config.name}. On the test split:\n"
     )
     _print_report(results["test"])
 

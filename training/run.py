@@ -98,6 +98,7 @@ def _results(learner: Learner, data: Any, folder: Path, done: list[dict]) -> dic
         "test": learner.evaluate(data.test, folder),
         "validation": learner.figures_of(data.validation),
         "best_step": done[-1]["best_step"],
+        "kept_step": done[-1]["kept_step"],
         "steps": sum(stage["steps"] for stage in done),
         "gradient_evaluations": sum(stage["gradient_evaluations"] for stage in done),
         "seconds": round(sum(stage["seconds"] for stage in done), 1),

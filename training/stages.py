@@ -66,11 +66,12 @@ class Stage:
         return max(self.batches.num_batches // self.rule.num_batches, 1)
 
     def record(self, outcome: Outcome) -> dict:
-        """What is told of the stage when it is over."""
+        """What is told of the stage when it is over; updates are counted from its beginning."""
         record = {
             "stage": self.config.name,
             "steps": outcome.step,
-            "best_step": outcome.best_step,
+            "best_step": outcome.best_step,  # on validation, whatever is kept
+            "kept_step": outcome.step if self.config.keep == "last" else outcome.best_step,
             "gradient_evaluations": outcome.step * self.rule.num_evaluations,
             "seconds": round(outcome.seconds, 1),
             "ended": outcome.reason,

@@ -378,7 +378,9 @@ def test_a_stage_before_is_set_by_its_name_from_the_command_line(training, capsy
         ("before", 2),
         ("two", 4),
     ]
-    assert results["steps"] == 6 and "two: 6 updates in" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert results["steps"] == 6 and "two: 6 updates in" in printed
+    assert f"kept: update {results['kept_step']} of stage two" in printed
     assert training("predict", "two", "I loved it") == 0
 
 
@@ -395,6 +397,16 @@ def test_the_same_settings_are_the_same_run(trained, capsys):
     again = capsys.readouterr()
     assert "trained already" in again.err
     assert again.out == first.out
+
+
+@pytest.mark.parametrize(("of_keep", "told"), [({"kept_step": 8}, 8), ({}, 3)])
+def test_the_update_whose_weights_are_kept_is_told(capsys, of_keep, told):
+    """Of keep=last another one than the best; runs of earlier versions have the best alone."""
+    test = {"loss": 0.5, "accuracy": 0.9, "macro_f1": 0.9}
+    results = {"steps": 20, "seconds": 1.5, "ended": "finished", "best_step": 3, "test": test}
+    commands._print_results(recipe("sentiment_masked"), results | of_keep)
+    expected = f"20 updates in 1.5 s (finished); kept: update {told} of stage sentiment_masked."
+    assert expected in capsys.readouterr().out
 
 
 def test_restart_discards_what_was_learned(training, capsys):

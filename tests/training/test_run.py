@@ -92,6 +92,7 @@ def test_what_a_run_tells_of_itself(config, tmp_path):
     assert stage["stage"] == config.name and stage["ended"] == results["ended"] == outcome.reason
     assert stage["steps"] == results["steps"] == outcome.step
     assert stage["best_step"] == results["best_step"] == outcome.best_step
+    assert stage["kept_step"] == results["kept_step"] == outcome.best_step  # keep=best
     # Sam runs each of two batches twice.
     assert stage["gradient_evaluations"] == results["gradient_evaluations"] == 4 * outcome.step
     assert results["seconds"] == stage["seconds"] > 0

@@ -216,6 +216,8 @@ def test_the_lines_of_all_stages_count_on(staged):
     assert results["stages"] == read_json(folder / "stages.json")
     assert results["steps"] == results["gradient_evaluations"] == 17
     assert results["best_step"] == results["stages"][-1]["best_step"] == outcome.best_step
+    assert results["kept_step"] == results["stages"][-1]["kept_step"]
+    assert results["stages"][1]["kept_step"] == 3  # keep=last
 
 
 def test_what_is_loaded_is_what_was_evaluated(staged, tmp_path):
@@ -427,6 +429,9 @@ def test_a_stage_may_keep_its_last_weights(reviews, tmp_path):
         ]
         results = read_json(folder / "results.json")
         assert results["validation"]["loss"] == lines[-1]["validation_loss"]
+        (stage,) = read_json(folder / "stages.json")
+        assert stage["kept_step"] == results["kept_step"] == step
+        assert stage["best_step"] == results["best_step"] == best_step
         kept, then = arrays(folder, "label", "best", step), arrays(folder, "label", "last", step)
         assert changed(kept, then) == set()
 
