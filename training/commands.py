@@ -24,7 +24,7 @@ from model.runtime import import_tensorflow
 from training.config import CLASSIFICATION, OBJECTIVES, RunConfig, override
 from training.datasets import DATASETS, load_dataset, read_documents, read_labelled, read_texts
 from training.datasets.config import USER_FILE, DatasetConfig
-from training.experiments import compare, find_rate, search
+from training.experiments import compare, find_rate, search, tell_initial_weights
 from training.options import INTERRUPTED
 from training.recipes import FIRST_STEPS, RECIPES, recipe
 from training.runs import (
@@ -321,6 +321,7 @@ def _overfit_one_batch(config: RunConfig, options: argparse.Namespace) -> int:
         f"\n{options.stage or config.name}: the loss of one batch went from {found.first:.4f} to "
         f"{found.last:.4f}, {found.ratio:.1%} of it, in {found.updates} updates."
     )
+    tell_initial_weights(config, options.stage or config.name)
     if found.is_near_zero:
         print("It goes to 0: data, network and strategy can learn.")
         return 0

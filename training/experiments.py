@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from model.runtime import import_tensorflow
-from training.config import override
+from training.config import RunConfig, override
 from training.options import INTERRUPTED, check_compare
 from training.recipes import recipe
 from training.runs import fingerprints
@@ -126,4 +126,16 @@ def find_rate(options: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     write_rate_figure(test, folder)
     print(f"{advice(test)}\nPicture: {folder / 'learning_rates.png'}")
+    tell_initial_weights(config, config.name)
     return 0
+
+
+def tell_initial_weights(config: RunConfig, stage: str) -> None:
+    """Says which stages were not trained before a trial of `stage` alone, if there are any."""
+    names = [earlier.name for earlier in config.stages]
+    skipped = names[: names.index(stage)]
+    if skipped:
+        print(
+            f"This was stage {stage} from the initial weights: {', '.join(skipped)}, which the run "
+            "trains first, did not come before it. With trained weights it may be otherwise."
+        )

@@ -276,6 +276,17 @@ def test_the_code_says_whether_it_learned(fit, capsys):
     assert "--updates 2" in capsys.readouterr().out
 
 
+def test_stages_that_were_not_trained_before_are_told(path, tmp_path, capsys):
+    small = [f"--set={setting}" for setting in (*SMALL, "batch_size=4")]
+    words = ["--runs", str(tmp_path / "runs"), "fit", "sentiment_masked", "--data", str(path)]
+    words += [*small, "--overfit-one-batch", "--updates", "1"]
+    assert main(words) == 1
+    told = "This was stage sentiment_masked from the initial weights: hidden_words, which"
+    assert told in capsys.readouterr().out
+    assert main([*words, "--stage", "hidden_words"]) == 1
+    assert "from the initial weights" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "flags"),
     [

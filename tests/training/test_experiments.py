@@ -1,12 +1,13 @@
 """`compare`, `search` and `find-rate` as a user types them, on a file of a few lines."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from training.__main__ import main
-from training.config import RunConfig
+from training.config import RunConfig, StageConfig
 from training.options import INTERRUPTED
 from training.recipes import RECIPES
 
@@ -93,6 +94,18 @@ def test_find_rate_draws_and_advises(reviews, capsys):
     assert main(words) == 0
     assert "optimizer.peak_learning_rate" in capsys.readouterr().out
     assert (reviews / "rates" / "reviews" / "learning_rates.svg").is_file()
+
+
+def test_find_rate_says_what_it_did_not_train_first(reviews, capsys, monkeypatch):
+    words = ["find-rate", "reviews", "--updates", "20", "--low", "1e-4", "--high", "10"]
+    assert main(words) == 0
+    assert "initial weights" not in capsys.readouterr().out
+    config = RECIPES["reviews"]()
+    staged = dataclasses.replace(config, earlier=(StageConfig(name="warm"), StageConfig(name="up")))
+    monkeypatch.setitem(RECIPES, "reviews", lambda: staged)
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "This was stage reviews from the initial weights: warm, up, which" in printed
 
 
 @pytest.mark.parametrize(
