@@ -71,6 +71,7 @@ def _compare_on_surface(options: argparse.Namespace) -> int:
 def search(options: argparse.Namespace) -> int:
     from training.search import (
         best_trial,
+        check_space,
         default_space,
         fit_command,
         parse_space,
@@ -82,6 +83,7 @@ def search(options: argparse.Namespace) -> int:
     config = override(recipe(options.recipe), options.set)
     text = options.space or default_space(config.to_dict())
     space = parse_space(text)
+    check_space(space, lambda assignments: override(config, assignments))
     identity = {
         "recipe": options.recipe,
         "settings": config.to_dict(),

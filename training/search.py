@@ -8,6 +8,7 @@ tries the same settings as one that was not.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -28,7 +29,9 @@ logger = logging.getLogger(__name__)
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 STARTUP_TRIALS = 5  # neither pruned nor chosen by what came before
+MOST_COMBINATIONS = 1_000  # that are looked at before a search begins
 WARMUP_EVALUATIONS = 2  # of each trial, before it may be pruned
+DIVERGED, REFUSED = "diverged", "refused"  # trials that failed; the attribute says why
 NAMES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned"}
 
 
@@ -49,6 +52,10 @@ class Range:
         value = trial.suggest_float(name, self.low, self.high, log=self.is_log)
         return f"{min(max(float(f'{value:.4g}'), self.low), self.high):g}"
 
+    def examples(self) -> tuple[str, ...]:
+        ends = (self.low, self.high)
+        return tuple(str(int(end)) if self.is_whole else f"{end:g}" for end in ends)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -56,6 +63,9 @@ class Choice:
 
     def suggest(self, trial: optuna.Trial, name: str) -> str:
         return str(trial.suggest_categorical(name, self.values))
+
+    def examples(self) -> tuple[str, ...]:
+        return self.values
 
 
 Space = dict[str, Range | Choice]
@@ -107,12 +117,45 @@ def _parse_choice(name: str, text: str) -> Choice:
     return Choice(values)
 
 
+def check_space(space: Space, configure: Callable[[list[str]], Any]) -> None:
+    """Raises ValueError for what could only be refused, whatever else a trial has.
+
+    That is a value of a choice, or a range at both of its ends. `configure` gets settings as
+    `--set` takes them and raises ValueError for those it refuses. What may go together is tried,
+    and left to the trials when it is more than `MOST_COMBINATIONS`.
+    """
+    for name, values in space.items():
+        reasons = {value: _refusal(space, name, value, configure) for value in values.examples()}
+        refused = {value: reason for value, reason in reasons.items() if reason}
+        if refused and (isinstance(values, Choice) or len(refused) == len(reasons)):
+            value, reason = next(iter(refused.items()))
+            raise ValueError(f"--space {name}={value} would always be refused: {reason}")
+
+
+def _refusal(
+    space: Space, name: str, value: str, configure: Callable[[list[str]], Any]
+) -> str | None:
+    """Why `name=value` goes with nothing of the rest of the space; None if it may go."""
+    options = [(value,) if n == name else others.examples() for n, others in space.items()]
+    if math.prod(map(len, options)) > MOST_COMBINATIONS:
+        return None
+    reason = None
+    for values in itertools.product(*options):
+        try:
+            configure([f"{n}={v}" for n, v in zip(space, values, strict=True)])
+        except ValueError as error:
+            reason = reason or str(error)
+        else:
+            return None
+    return reason
+
+
 def default_space(settings: dict[str, Any]) -> str:
     """What is worth trying for a recipe, as `--space` would say it; `settings` as in config.json.
 
     The learning rate a factor of 10 to either side of the recipe's, batches of half and double
-    the size, and weight decay and dropout where the recipe has them; what follows a schedule is
-    left as it is.
+    the size, and weight decay and dropout where the recipe has them; what follows a schedule, as
+    dropout of a stage does, is left as it is.
     """
     optimizer = settings["optimizer"]
     rate, size = optimizer["peak_learning_rate"], settings["batch_size"]
@@ -122,7 +165,7 @@ def default_space(settings: dict[str, Any]) -> str:
         parts.append("batch_size=" + "|".join(map(str, sizes)))
     if isinstance(optimizer["weight_decay"], float) and optimizer["weight_decay"]:
         parts.append("optimizer.weight_decay=0.001..0.3:log")
-    if "dropout" in settings["model"]:
+    if "dropout" in settings["model"] and settings["dropout"] is None:
         parts.append("model.dropout=0.0..0.5")
     return ",".join(parts)
 
@@ -149,8 +192,9 @@ def search(
     that holds another search raises ValueError. `train(assignments, number, on_evaluation)` gets
     settings as `--set` takes them and returns the score; it calls `on_evaluation(updates, score)`
     after each evaluation and lets pass what that raises. A run that diverges
-    (FloatingPointError) scores as badly as can be, so that its neighbourhood is avoided. Any
-    other exception ends the search, whose finished trials are kept.
+    (FloatingPointError) or whose settings are refused (ValueError) scores as badly as can be, so
+    that its neighbourhood is avoided. Any other exception ends the search, whose finished trials
+    are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # our own lines say the same, shorter
@@ -186,12 +230,15 @@ def search(
         try:
             score = train(assignments, number, on_evaluation)
         except FloatingPointError as error:
-            trial.set_user_attr("diverged", str(error))
+            trial.set_user_attr(DIVERGED, str(error))
+            return worst
+        except ValueError as error:
+            trial.set_user_attr(REFUSED, str(error))
             return worst
         finally:
             trial.set_user_attr("evaluated_at", reached)
         if not math.isfinite(score):
-            trial.set_user_attr("diverged", f"its score is {score}")
+            trial.set_user_attr(DIVERGED, f"its score is {score}")
             return worst
         return score
 
@@ -230,12 +277,15 @@ def _check_identity(study: optuna.Study, identity: dict[str, Any], folder: Path)
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:
-    """Raises ValueError when every trial was pruned or diverged."""
-    finished = [t for t in _done(study) if t.state == TrialState.COMPLETE and not _diverged(t)]
+    """Raises ValueError when every trial was pruned or failed."""
+    done = _done(study)
+    finished = [t for t in done if t.state == TrialState.COMPLETE and not _failure(t)]
     if not finished:
+        reasons = [_reason(trial) for trial in done if _failure(trial)]
+        last = f" The last that failed: {reasons[-1]}" if reasons else ""
         raise ValueError(
-            "No trial reached its end with a finite score. Try lower learning rates with --space, "
-            "or more --trials."
+            "No trial reached its end with a finite score. Try lower learning rates or other "
+            f"settings with --space, or more --trials.{last}"
         )
     sign = 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
     return max(finished, key=lambda trial: sign * (trial.value or 0.0))
@@ -263,7 +313,7 @@ def trial_rows(study: optuna.Study, score_name: str) -> list[list[str]]:
     for number, trial in trials:
         values = [a.partition("=")[2] for a in trial.user_attrs["assignments"]]
         updates = f"{_last_update(trial):,}"
-        score = "–" if _diverged(trial) or trial.value is None else f"{trial.value:.4f}"
+        score = "–" if _failure(trial) or trial.value is None else f"{trial.value:.4f}"
         rows.append([str(number), _ended(trial), score, updates, *values])
     return rows
 
@@ -275,7 +325,8 @@ def write_search(study: optuna.Study, *, folder: Path, recipe: str, score_name: 
         {
             "trial": number,
             "ended": _ended(trial),
-            "score": None if _diverged(trial) else trial.value,
+            "score": None if _failure(trial) else trial.value,
+            "reason": _reason(trial),
             "settings": trial.user_attrs["assignments"],
             "evaluations": [
                 {"updates": updates, "score": trial.intermediate_values[count]}
@@ -289,8 +340,15 @@ def write_search(study: optuna.Study, *, folder: Path, recipe: str, score_name: 
     return text_table(rows)
 
 
-def _diverged(trial: FrozenTrial) -> bool:
-    return "diverged" in trial.user_attrs
+def _failure(trial: FrozenTrial) -> str | None:
+    """How a trial failed; None of one that did not."""
+    return next((name for name in (DIVERGED, REFUSED) if name in trial.user_attrs), None)
+
+
+def _reason(trial: FrozenTrial) -> str:
+    """Why a trial failed; empty of one that did not."""
+    failure = _failure(trial)
+    return trial.user_attrs[failure] if failure else ""
 
 
 def _last_update(trial: FrozenTrial) -> int:
@@ -299,12 +357,12 @@ def _last_update(trial: FrozenTrial) -> int:
 
 
 def _ended(trial: FrozenTrial) -> str:
-    return "diverged" if _diverged(trial) else NAMES[trial.state]
+    return _failure(trial) or NAMES[trial.state]
 
 
 def _outcome(trial: FrozenTrial, number: int) -> str:
-    if _diverged(trial):
-        return f"Trial {number} diverged: {trial.user_attrs['diverged']}"
+    if failure := _failure(trial):
+        return f"Trial {number} {failure}: {_reason(trial)}"
     if trial.state == TrialState.PRUNED:
         return f"Trial {number} pruned after update {_last_update(trial):,}."
     return f"Trial {number}: {trial.value:.4f}"

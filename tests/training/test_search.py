@@ -12,6 +12,7 @@ from training.search import (
     Choice,
     Range,
     best_trial,
+    check_space,
     default_space,
     fit_command,
     num_done,
@@ -206,6 +207,71 @@ def test_divergence_counts_as_the_worst(tmp_path):
     write_search(study, folder=tmp_path, recipe="sentiment", score_name="validation_accuracy")
     kept = json.loads((tmp_path / "search.json").read_text(), parse_constant=pytest.fail)
     assert [t["score"] for t in kept["trials"][:2]] == [None, None]
+
+
+def test_refused_settings_are_a_trial_that_failed_and_the_search_goes_on(tmp_path):
+    failures = {1: ValueError("strategy: truncate wants a state."), 4: FloatingPointError("NaN.")}
+    training = Training(failures)
+    study = training.run(tmp_path, num_trials=6)
+    assert num_done(study) == 6 and len(training.tried) == 6
+    ended = [row[1] for row in trial_rows(study, "validation_accuracy")]
+    assert (ended.count("refused"), ended.count("diverged")) == (1, 1)
+    assert not {"refused", "diverged"} & set(best_trial(study).user_attrs)
+    write_search(study, folder=tmp_path, recipe="sentiment", score_name="validation_accuracy")
+    kept = json.loads((tmp_path / "search.json").read_text(), parse_constant=pytest.fail)
+    first, second = kept["trials"][:2]
+    assert (first["ended"], first["score"]) == ("refused", None)
+    assert first["reason"] == "strategy: truncate wants a state." and second["reason"] == ""
+    # Not tried again by the same command, and of no use when there is nothing else.
+    assert num_done(Training().run(tmp_path, num_trials=6)) == 6
+    alone = Training({1: ValueError("No.")}).run(tmp_path / "alone", num_trials=1)
+    with pytest.raises(ValueError, match="No trial reached its end.*The last that failed: No."):
+        best_trial(alone)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("strategy=adamw|adagrad", "--space strategy=adagrad would always be refused: .*adagrad"),
+        ("batch_size=8|0,patience=0|3", "--space batch_size=0 would .*above 0"),
+        ("optimizer.warmup=0..9", "--space optimizer.warmup=0 would .*Unknown setting"),
+        ("model.ngram_dropout=1.0..2.0", "model.ngram_dropout=1 would .*below 1"),
+        ("lora_alpha=1..8", "lora_alpha=1 would .*it needs lora_rank above 0"),
+        ("tokenizer=ngram|word,tokenizer.max_tokens=9..99", "tokenizer=ngram would .*max_tokens"),
+        ("lora_rank=0|2,lora_alpha=1..8", "lora_rank=0 would .*lora_alpha does nothing"),
+        ("strategy=sgd|dp_sgd(sgd),batch_size=full", r"--space strategy=dp_sgd\(sgd\) would"),
+    ],
+)
+def test_what_could_only_be_refused_is_refused_before_the_first_trial(text, message):
+    config = recipe("sentiment")
+    with pytest.raises(ValueError, match=message):
+        check_space(parse_space(text), lambda assignments: override(config, assignments))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "strategy=sgd|dp_sgd(sgd),batch_size=8|full",  # some of its trials are refused
+        "tokenizer=ngram|word",
+        "lora_rank=1|2,lora_alpha=1..8",
+        "optimizer.weight_decay=0..0.1",
+    ],
+)
+def test_what_goes_with_some_of_the_others_may_be_tried(text):
+    config = recipe("sentiment")
+    check_space(parse_space(text), lambda assignments: override(config, assignments))
+
+
+def test_a_space_too_large_to_look_at_is_left_to_the_trials():
+    looked_at = []
+    many = ",".join(f"setting{i}=1|2|3" for i in range(8))
+    check_space(parse_space(many), looked_at.append)
+    assert looked_at == []
+
+
+def test_dropout_that_follows_a_schedule_is_not_searched():
+    names = parse_space(default_space(recipe("sentiment_ulmfit").to_dict()))
+    assert "model.dropout" not in names
 
 
 def test_a_score_that_is_not_finite_is_divergence(tmp_path):
