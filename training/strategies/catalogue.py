@@ -519,10 +519,20 @@ def batches_per_update(chain: list[Link]) -> int:
 
 
 def with_full_batches(expression: str, num_pieces: int) -> str:
-    """`expression` with the gradient of `num_pieces` batches in place of that of one."""
+    """`expression` with the gradient of `num_pieces` batches in place of that of one.
+
+    Raises ValueError, naming `batch_size`, for a part that cannot stand around so many.
+    """
     chain = resolve(expression)
     if num_pieces == 1:
         return expression
     inside = [link for link in chain if link.part.level >= LOSS]
     window = Link(PARTS["accumulate"], {"k": num_pieces})
+    for link in chain[: len(chain) - len(inside)]:
+        if _refusal(link.part, window.part):
+            raise ValueError(
+                f"batch_size=full reads the training split in {num_pieces} pieces whose gradients "
+                f"are added up, and {link.name} cannot stand around such a sum. Set batch_size to "
+                f"a number, or leave {link.name} out. Received: strategy={expression}"
+            )
     return _text([*chain[: len(chain) - len(inside)], window, *inside])

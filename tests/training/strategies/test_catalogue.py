@@ -15,6 +15,7 @@ from training.strategies.catalogue import (
     nest,
     num_workers,
     resolve,
+    with_full_batches,
 )
 
 
@@ -176,6 +177,28 @@ def test_canonical_is_one_text_for_equal_strategies():
 )
 def test_canonical_changes_no_number(expression):
     assert names_and_numbers(canonical(expression)) == names_and_numbers(expression)
+
+
+@pytest.mark.parametrize("name", ["truncate", "accumulate"])
+def test_full_batches_in_pieces_are_refused_around_what_takes_one_batch(name):
+    expression = f"ema(loss_scale({name}(sgd)))"
+    assert with_full_batches(expression, 1) == expression
+    with pytest.raises(ValueError) as refusal:
+        with_full_batches(expression, 3)
+    told = str(refusal.value)
+    assert told.startswith("batch_size=full reads the training split in 3 pieces")
+    assert f"leave {name} out" in told and f"strategy={expression}" in told
+
+
+def test_whatever_is_not_refused_stands_around_full_batches():
+    """No order that the table refuses comes out under the name of a part the user never typed."""
+    for name in STRATEGIES:
+        try:
+            text = with_full_batches(f"{name}(sgd)", 3)
+        except ValueError as error:
+            assert str(error).startswith("batch_size=full")
+        else:
+            assert "accumulate(" in text and len(resolve(text)) == 3
 
 
 def test_nest_is_the_expression_of_the_short_form():
