@@ -262,6 +262,7 @@ def compare_recipe(
         records=outcome.records,
         num_expected=outcome.num_expected,
         budget=spend.in_words(),
+        keep=config.keep,
         loss_unit=loss_unit,
         facts=facts(outcome.records, spend),
         settings={

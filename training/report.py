@@ -63,6 +63,7 @@ class Comparison:
     records: Sequence[Record]
     num_expected: int  # runs, when all are done
     budget: str = ""  # "60 seconds of training each", in words
+    keep: str = "best"  # which weights each run is scored by: best (on validation) or last
     loss_unit: str = ""  # nats, of cross-entropy
     facts: Sequence[str] = ()  # sentences about how it was made
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -85,7 +86,11 @@ def write_report(comparison: Comparison, folder: Path) -> list[Result]:
         "budget": comparison.budget,
         "is_complete": len(comparison.records) == comparison.num_expected,
         "results": [
-            dataclasses.asdict(result) | {"costs": costs(comparison.of(result.label))}
+            dataclasses.asdict(result)
+            | {
+                "test": mean_test_figure(comparison.of(result.label)),
+                "costs": costs(comparison.of(result.label)),
+            }
             for result in results
         ],
         "facts": [*comparison.facts, *notes(comparison, results)],
@@ -108,6 +113,12 @@ def score_name(records: Sequence[Record]) -> str:
     return next(names, "score").replace("_", " ")
 
 
+def mean_test_figure(records: Sequence[Record]) -> float | None:
+    """The mean over the runs that ended well of what is compared, on the test split."""
+    found = [figure for record in records if (figure := _test_figure(record)) is not None]
+    return float(np.mean(found)) if found else None
+
+
 def costs(records: Sequence[Record]) -> dict[str, float | None]:
     """Means over the runs that ended well, None without any."""
     finished = [record for record in records if _score(record) is not None]
@@ -127,6 +138,7 @@ def table(comparison: Comparison, results: Sequence[Result]) -> list[list[str]]:
         "verdict",
         score_name(comparison.records),
         "95 % over seeds",
+        _test_name(comparison.records),
         f"difference to {results[0].label}",
         "95 % (Student's t)",
         "95 % (bootstrap)",
@@ -137,7 +149,8 @@ def table(comparison: Comparison, results: Sequence[Result]) -> list[list[str]]:
     ]
     rows = []
     for result in results:
-        cost = costs(comparison.of(result.label))
+        records = comparison.of(result.label)
+        cost = costs(records)
         difference = result.difference
         rows.append(
             [
@@ -145,6 +158,7 @@ def table(comparison: Comparison, results: Sequence[Result]) -> list[list[str]]:
                 result.verdict,
                 _number(result.mean),
                 _interval(result.interval),
+                _number(mean_test_figure(records)),
                 _number(difference.mean if difference else None, sign=True),
                 _interval(difference.student if difference else None, sign=True),
                 _interval(difference.bootstrap if difference else None, sign=True),
@@ -193,7 +207,8 @@ def notes(comparison: Comparison, results: Sequence[Result]) -> list[str]:
     tested = [r.difference for r in results if r.difference and r.difference.p_value is not None]
     num_seeds = max((len(r.scores) for r in results), default=0)
     sentences = [
-        f"Score: {score}, {direction} is better; a mean over the seeds, and so are the costs."
+        f"Score: {score}, {direction} is better; a mean over the seeds, and so are the costs.",
+        _about_weights(comparison),
     ]
     if tested:
         number = "1 comparison" if len(tested) == 1 else f"{len(tested)} comparisons"
@@ -230,6 +245,20 @@ def notes(comparison: Comparison, results: Sequence[Result]) -> list[str]:
             what = record.get("message") or "its loss is not finite"
             sentences.append(f"{record['label']}, seed {record['seed']}, diverged: {what}")
     return sentences
+
+
+def _about_weights(comparison: Comparison) -> str:
+    test = f"The column {_test_name(comparison.records)} is of the same weights"
+    if comparison.keep == "last":
+        return f"Scores are figures on the validation split of each run's last weights. {test}."
+    counts = [len(record["curve"]) for record in comparison.records if _score(record) is not None]
+    fewest, most = min(counts, default=0), max(counts, default=0)
+    number = f"{fewest} to {most}" if fewest < most else str(most or "its")
+    return (
+        "Scores are figures on the validation split of the weights that each run kept: the best of "
+        f"{number} evaluations on that very split, the one before the first update included, so "
+        f"they flatter. {test}, and nothing was chosen by it."
+    )
 
 
 def markdown(
@@ -598,13 +627,15 @@ def in_words(results: Sequence[Result]) -> str:
 
 def run_rows(comparison: Comparison) -> list[list[str]]:
     """One row for every run, the header first."""
-    header = ["strategy", "seed", "ended", score_name(comparison.records), *AXES]
+    records = comparison.records
+    header = ["strategy", "seed", "ended", score_name(records), _test_name(records), *AXES]
     return [[name.replace("_", " ") for name in header]] + [
         [
             record["label"],
             str(record["seed"]),
             record["ended"],
             _number(_score(record)),
+            _number(_test_figure(record)),
             _whole(record["updates"]),
             _whole(record["gradient_evaluations"]),
             _seconds(record["seconds"]),
@@ -643,6 +674,18 @@ def _score(record: Record) -> float | None:
     if record["ended"] == DIVERGED or score is None or not math.isfinite(score):
         return None
     return float(score)
+
+
+def _test_name(records: Sequence[Record]) -> str:
+    return score_name(records).replace("validation", "test")
+
+
+def _test_figure(record: Record) -> float | None:
+    """On the test split, what the score is on validation; None for a run that diverged."""
+    if _score(record) is None:
+        return None
+    value = record.get("test", {}).get(record["score_name"].removeprefix("validation_"))
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def _higher_is_better(records: Sequence[Record]) -> bool:

@@ -37,7 +37,7 @@ def record(label, seed, *, floor=0.4, ended="finished", higher_is_better=True, u
         "score_name": name,
         "higher_is_better": higher_is_better,
         "score": None if ended == "diverged" else last[name],
-        "test": {},
+        "test": {"accuracy": 0.9 - last["loss"], "loss": last["loss"] + 0.1},
         "curve": curve,
         "initial_weights": f"digest of seed {seed}",
         "message": "The loss is not finite any more." if ended == "diverged" else "",

@@ -81,6 +81,9 @@ def test_the_table_holds_scores_verdicts_and_all_three_costs():
     assert by_label["adamw"]["verdict"] == "reference"
     assert by_label["sgd"]["verdict"] == "diverged (3 of 3)"
     assert by_label["sgd"]["seconds"] == "–"  # a run that broke off has no cost to compare
+    assert by_label["sgd"]["test accuracy"] == "–"
+    expected = np.mean([record["test"]["accuracy"] for record in made.of("sam")])
+    assert sam["test accuracy"] == f"{expected:.4f}" != sam["validation accuracy"]
 
 
 def test_a_lower_loss_is_better():
@@ -89,6 +92,24 @@ def test_a_lower_loss_is_better():
     assert results[1].verdict == "better"
     assert results[1].difference.mean < 0
     assert "lower is better" in notes(made, results)[0]
+    expected = np.mean([record["test"]["loss"] for record in made.of("sam")])
+    header, _, sam = table(made, results)
+    assert sam[header.index("test loss")] == f"{expected:.4f}"
+
+
+def test_notes_say_of_which_weights_the_scores_are():
+    made = [record("adamw", 0), record("sam", 0, updates=500), record("sgd", 0, ended="diverged")]
+    shown = comparison(made)
+    (said,) = [note for note in notes(shown, results_of(shown)) if note.startswith("Scores are")]
+    assert "the best of 6 to 11 evaluations on that very split" in said
+    assert "column test accuracy" in said
+    shown = comparison(made[:1])
+    assert "the best of 11 evaluations" in notes(shown, results_of(shown))[1]
+    shown = comparison([made[0] | {"curve": []}])
+    assert "the best of its evaluations" in notes(shown, results_of(shown))[1]
+    shown = comparison(made, keep="last")
+    said = notes(shown, results_of(shown))[1]
+    assert "of each run's last weights" in said and "best" not in said
 
 
 def test_costs_are_means_over_the_runs_that_ended_well():
@@ -201,6 +222,8 @@ def test_all_files_are_written_and_readable(tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert [r["verdict"] for r in results["results"]][2] == "better"
     assert results["results"][2]["costs"]["gradient_evaluations"] == 2000
+    assert results["results"][2]["test"] == pytest.approx(0.54, abs=0.01)
+    assert results["results"][3]["test"] is None
     assert results["is_complete"]
     markdown = (tmp_path / "report.md").read_text()
     for link in re.findall(r"\]\((.*?)\)", markdown):
