@@ -16,9 +16,33 @@ from training.options import INTERRUPTED, check_compare
 from training.recipes import recipe
 from training.runs import fingerprints
 
+# Settings that a command decides by itself: what the user can type in their place.
+_OF_COMPARE = {
+    "seed": "--seeds says how many runs there are, with seeds 0, 1, ...",
+    "epochs": "--budget is the length of every run",
+    "max_updates": "--budget is the length of every run",
+    "evaluate_every": "every run is evaluated 20 times",
+    "patience": "no run stops early, so that all spend the --budget",
+}
+_OF_FIND_RATE = {
+    "optimizer.peak_learning_rate": "the rate goes from --low to --high",
+    "optimizer.schedule": "the rate goes from --low to --high",
+    "epochs": "--updates is the number of updates",
+    "max_updates": "--updates is the number of updates",
+}
+
+
+def _refuse_decided(assignments: list[str], decided: dict[str, str]) -> None:
+    """Raises ValueError for a setting of the user that the command would put aside."""
+    for assignment in assignments:
+        name = assignment.partition("=")[0].strip()
+        if name in decided:
+            raise ValueError(f"--set {name} does nothing here: {decided[name]}. Leave it out.")
+
 
 def compare(options: argparse.Namespace) -> int:
     check_compare(options)
+    _refuse_decided(options.set, _OF_COMPARE)
     import_tensorflow()
     return _compare_on_surface(options) if options.surface else _compare_recipe(options)
 
@@ -116,6 +140,7 @@ def search(options: argparse.Namespace) -> int:
 
 
 def find_rate(options: argparse.Namespace) -> int:
+    _refuse_decided(options.set, _OF_FIND_RATE)
     config = override(recipe(options.recipe), options.set)
     import_tensorflow()
     from training.rate_finder import advice, write_rate_figure
