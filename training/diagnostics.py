@@ -45,10 +45,9 @@ class Totals:
             f"{self.unit}_per_second": total["num_targets"] / seconds,
             "update_seconds": seconds,  # neither evaluating nor saving is in them
         }
-        if "moved_loss_sum" in total:  # how far the loss rises at the worst point nearby
-            report["sharpness"] = (total["moved_loss_sum"] - total["loss_sum"]) / num_targets
-        for name in total.keys() - {*SUMS, "grad_norm", "moved_loss_sum"}:
-            report[name] = total[name] / len(series[name])
+        for name in total.keys() - {*SUMS, "grad_norm"}:
+            figure = name.removesuffix("_sum")  # a sum is over targets, anything else over updates
+            report[figure] = total[name] / (num_targets if figure != name else len(series[name]))
         self.said = []
         self.restart()
         return report

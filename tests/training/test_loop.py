@@ -353,6 +353,16 @@ def test_totals_are_means_over_targets_and_not_over_batches():
     assert totals.pop()["loss"] == 3.0  # emptied in between
 
 
+def test_what_a_rule_adds_up_is_averaged_over_targets_and_what_it_counts_over_updates():
+    totals = Totals("tokens")
+    for rise, num_targets in ((6.0, 1.0), (2.0, 3.0)):
+        more = {"sharpness_sum": tf.constant([rise]), "num_skipped": tf.constant([1.0])}
+        totals.add(sums(1.0, num_targets) | more)
+    report = totals.pop()
+    assert (report["sharpness"], report["num_skipped"]) == (2.0, 1.0)
+    assert "sharpness_sum" not in report
+
+
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_gradient_that_is_not_finite_is_seen_wherever_it_stands(at):
     totals = Totals("examples")

@@ -19,6 +19,8 @@ class FastGradient(Elsewhere):
     Raises ValueError when no such variable moves.
     """
 
+    rise = "adversarial_rise_sum"
+
     def __init__(self, inner: UpdateRule, epsilon: float):
         super().__init__(inner)
         self.epsilon = epsilon

@@ -12,13 +12,15 @@ from training.strategies.rules import Around, UpdateRule
 class Elsewhere(Around):
     """The gradient after a step away from the weights, which are put back bit for bit.
 
-    Reports the loss there: how much it rises on the way is the sharpness that SAM makes small.
+    Reports under the name `rise` how much the summed loss rises on the way.
     """
+
+    rise: str  # ends in "_sum", as what is added up over targets does
 
     def __init__(self, inner: UpdateRule):
         super().__init__(inner)
         self.num_evaluations = 2 * inner.num_evaluations
-        self.measures = tuple(dict.fromkeys((*inner.measures, "moved_loss_sum")))
+        self.measures = (*inner.measures, self.rise)
 
     def changes(self, gradients: list, num_targets: tf.Tensor) -> list:
         """Where to step: the change of every weight, given the gradient of the summed loss.
@@ -38,7 +40,7 @@ class Elsewhere(Around):
         kept = move(self.weights, self.changes(whole, counts["num_targets"]))
         there, moved = self.inner.gradient(batches)
         put_back(self.weights, kept)
-        return self.combined(here, there), sums | {"moved_loss_sum": moved["loss_sum"]}
+        return self.combined(here, there), sums | {self.rise: moved["loss_sum"] - sums["loss_sum"]}
 
 
 class SharpnessAware(Elsewhere):
@@ -47,6 +49,8 @@ class SharpnessAware(Elsewhere):
     Dropout draws anew for the second gradient. Inside `accumulate` every micro-batch steps to a
     place of its own (m-sharpness, sec. 4.1 there); around it, all of the update to one.
     """
+
+    rise = "sharpness_sum"
 
     def __init__(self, inner: UpdateRule, rho: float):
         super().__init__(inner)
@@ -58,6 +62,8 @@ class SharpnessAware(Elsewhere):
 
 class Extragradient(Elsewhere):
     """The gradient after a look-ahead step of plain descent, w - rate g(w) (Korpelevich, 1976)."""
+
+    rise = "extrapolation_rise_sum"
 
     def __init__(self, inner: UpdateRule, rate: float):
         super().__init__(inner)

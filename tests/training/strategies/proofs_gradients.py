@@ -4,6 +4,7 @@ The regularisers have no row in the catalogue and stand under row 0. A mutant na
 `claim_it_breaks` the claim of the proof that it must not pass.
 """
 
+import sys
 from unittest.mock import patch
 
 import keras
@@ -1131,7 +1132,7 @@ class Network(Toy):
         self.model = build_model(
             config, Words.vocabulary_size, Words.num_labels, seed=4, precision=precision
         )
-        self.weights = self.model.trainable_variables
+        self.weights, self.precision = self.model.trainable_variables, precision
         self.sizes, self.data_seed = (4,), 0
 
         def loss(batch, logits):
@@ -1161,7 +1162,7 @@ TINY = {"factor": 2.0**-22, "rate": 2.0**22}  # gradients below what float16 can
 
 
 @proof(
-    18, "mixed_float16", "golden", "with loss_scale tiny gradients point where float32's do", 0.1
+    18, "mixed_float16", "composed", "with loss_scale tiny gradients point where float32's do", 0.1
 )
 def tiny_gradients_survive():
     exact = direction(Network("sgd", **TINY))
@@ -1194,6 +1195,39 @@ def float16_follows():
 def bfloat16_follows():
     return apart(_losses("float32", "adamw"), _losses("mixed_bfloat16", "adamw"))
 
+
+@proof(18, "mixed_bfloat16", "identity", "steps below its rounding add up as in float32", 0.1)
+def bfloat16_adds_up():
+    exact, mixed = (Network("sgd", precision=p, rate=1e-3) for p in ("float32", "mixed_bfloat16"))
+    start = exact.flat()
+    wanted = exact.run(8)[-1] - start
+    return float(np.linalg.norm(mixed.run(8)[-1] - start - wanted) / np.linalg.norm(wanted))
+
+
+@proof(18, "mixed_bfloat16", "differs", "it is not float32", 1e-5, AT_LEAST)
+def bfloat16_differs():
+    return apart(_losses("float32", "adamw"), _losses("mixed_bfloat16", "adamw"))
+
+
+def _weights_in_bfloat16(self, num_updates):
+    path = []
+    for _ in range(num_updates):
+        path += list(Toy.run(self, 1))
+        for weight in self.weights if self.precision == "mixed_bfloat16" else ():
+            weight.assign(tf.cast(tf.cast(weight.value, tf.bfloat16), weight.dtype))
+    return np.array(path)
+
+
+def _in_float32(config, *sizes, seed, precision, built=build_model):
+    return built(config, *sizes, seed=seed)
+
+
+mutant("the weights are bfloat16", bfloat16_adds_up, (Network, "run", _weights_in_bfloat16))
+mutant(
+    "the precision is not heard",
+    bfloat16_differs,
+    (sys.modules[__name__], "build_model", _in_float32),
+)
 
 mutant(
     "the loss is not scaled",

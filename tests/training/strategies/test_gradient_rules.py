@@ -70,11 +70,22 @@ def test_what_an_update_costs_is_counted(expression, evaluations):
     assert Words(expression).rule.num_evaluations == evaluations
 
 
-def test_the_loss_where_a_rule_steps_to_is_reported_once():
-    toy = Words("sam(fgm(sgd))")
+def test_each_rule_that_steps_away_reports_the_rise_under_its_own_name():
+    sam, fgm, both = (Words(e, rate=0.01) for e in ("sam(sgd)", "fgm(sgd)", "sam(fgm(sgd))"))
+    for toy in (sam, fgm, both):
+        toy.run(1)
+    (rise_of_sam,) = sam.said[0].keys() - {"loss_sum", "num_targets", "num_correct", "grad_norm"}
+    assert rise_of_sam == "sharpness_sum" and sam.said[0][rise_of_sam] > 0
+    assert "sharpness_sum" not in fgm.said[0] and fgm.said[0]["adversarial_rise_sum"] > 0
+    # Of both, each measures from the weights as they are.
+    assert both.said[0]["adversarial_rise_sum"] == fgm.said[0]["adversarial_rise_sum"]
+    assert both.said[0]["sharpness_sum"] > 0
+
+
+def test_the_look_ahead_step_of_extragradient_lowers_the_loss_and_is_no_sharpness():
+    toy = Words("extragradient(sgd, 0.01)")
     toy.run(1)
-    assert toy.rule.measures.count("moved_loss_sum") == 1
-    assert toy.said[0]["moved_loss_sum"] > toy.said[0]["loss_sum"]
+    assert toy.said[0]["extrapolation_rise_sum"] < 0 and "sharpness_sum" not in toy.said[0]
 
 
 def test_epsilon_without_noise_is_infinite_and_without_updates_nothing():

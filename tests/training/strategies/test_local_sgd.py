@@ -33,7 +33,7 @@ def test_sums_are_added_up_over_the_workers_and_norms_averaged():
     ]
     for one in (toy, *alone):
         one.run(2)
-    for name in ("loss_sum", "num_targets", "moved_loss_sum"):
+    for name in ("loss_sum", "num_targets", "sharpness_sum"):
         total = sum(one.said[1][name] for one in alone)
         assert toy.said[1][name] == pytest.approx(total, rel=1e-6)
     assert toy.said[1]["num_targets"] == 8

@@ -2,12 +2,22 @@
 
 import pytest
 
+from tests.proofs import KINDS
 from tests.training.strategies.every_proof import (
     LEFT_OUT,
     MUTANTS,
+    NOT_APPLICABLE,
     PROOFS,
+    ROWS,
+    STRATEGIES,
+    claim_cells,
+    fault_cells,
+    left_out_cells,
+    line,
+    not_applicable_cells,
+    part_cells,
     proof_of,
-    table_rows,
+    row_cells,
 )
 from training.strategies.catalogue import PARTS
 
@@ -33,15 +43,47 @@ def test_every_part_of_the_table_is_proven():
     assert PARTS.keys() <= {proof.strategy for proof in PROOFS}
 
 
+def test_every_strategy_has_a_fault_that_is_noticed():
+    assert {proof.strategy for proof in PROOFS} == {mutant.strategy for mutant in MUTANTS}
+
+
 def test_every_row_of_the_catalogue_is_there_or_named_as_left_out():
-    rows = {*range(1, 20), *range(21, 29)}
-    assert {proof.row for proof in PROOFS} | LEFT_OUT.keys() >= rows
+    rows = {proof.row for proof in PROOFS} | {row for row, _, _ in LEFT_OUT}
+    assert rows == ROWS.keys() == set(range(32))
+
+
+def test_every_kind_of_claim_is_there_or_does_not_apply():
+    proven = {(proof.strategy, proof.kind) for proof in PROOFS}
+    without = {(strategy, kind) for strategy, kind, _ in not_applicable_cells()}
+    wanted = {(strategy, kind) for strategy in STRATEGIES for kind in KINDS}
+    assert proven | without == wanted, wanted ^ (proven | without)
+    assert not proven & without
+    assert not NOT_APPLICABLE.keys() & PARTS.keys()  # a part has claims of all kinds
+
+
+def rows_of(text: str, title: str) -> list[str]:
+    """The lines of the first table below a title, without its head."""
+    _, found, rest = text.partition(f"\n{title}\n")
+    assert found, f"{title!r} is missing: run `make proofs`"
+    lines = []
+    for each in rest.strip().splitlines():
+        if not each.startswith("|"):
+            break
+        lines.append(each)
+    return lines[2:]
 
 
 def test_the_documented_table_lists_these_claims(request):
     """Observed numbers may differ from machine to machine; what is claimed may not."""
     text = (request.config.rootpath / "docs" / "strategies.md").read_text(encoding="utf-8")
-    for row in table_rows():
-        assert row in text, f"{row}: run `make proofs` to write docs/strategies.md anew"
-    for mutant in MUTANTS:
-        assert mutant.name in text, f"{mutant.name}: run `make proofs`"
+    for title, cells in (
+        ("## Rows of the catalogue", row_cells()),
+        ("### Left out", left_out_cells()),
+        ("### Kinds of claim that do not apply", not_applicable_cells()),
+        ("## Parts", part_cells()),
+    ):
+        assert rows_of(text, title) == [line(each) for each in cells], f"{title}: `make proofs`"
+    for title, cells in (("## Claims", claim_cells()), ("## Planted faults", fault_cells())):
+        written = [row.rpartition(" | ")[0] + " |" for row in rows_of(text, title)]
+        assert written == [line(each) for each in cells], f"{title}: run `make proofs`"
+    assert "**FAILS**" not in text and "**NO**" not in text

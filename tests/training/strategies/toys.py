@@ -30,6 +30,7 @@ class Toy:
         batch_size=None,
         xla=False,
         exchange=None,
+        rate_factors=(),
         **settings,
     ):
         config = OptimizerConfig(
@@ -45,6 +46,7 @@ class Toy:
             seed=seed,
             batch_size=batch_size,
             exchange=exchange,
+            rate_factors=rate_factors,
         )
         self.take = compile_updates(self.rule, xla=xla)
         self.shapes = not xla  # XLA compiles for one shape: padding stays, with weight 0
@@ -111,11 +113,14 @@ class Quadratic(Toy):
 
 
 class Words(Toy):
-    """Mean of word vectors, a dense layer, dropout if asked for; rows of different lengths."""
+    """Mean of word vectors, a dense layer, dropout if asked for; rows of different lengths.
+
+    The loss counts `factor` times.
+    """
 
     vocabulary_size, num_labels, width = 12, 3, 4
 
-    def __init__(self, expression, *, dropout=0.0, sizes=(3,), data_seed=0, **settings):
+    def __init__(self, expression, *, dropout=0.0, sizes=(3,), data_seed=0, factor=1.0, **settings):
         rng = np.random.default_rng(7)
         self.embedding = keras.Variable(
             rng.normal(size=(self.vocabulary_size, self.width)).astype("float32"), name="embedding"
@@ -126,8 +131,8 @@ class Words(Toy):
         self.bias = keras.Variable(np.zeros(self.num_labels, np.float32), name="bias")
         self.dropout = keras.layers.Dropout(dropout, seed=5)
         self.weights = [self.embedding, self.kernel, self.bias]
-        self.sizes, self.data_seed = sizes, data_seed
-        self.task = TaskLoss(self.logits, classification_loss)
+        self.sizes, self.data_seed, self.factor = sizes, data_seed, factor
+        self.task = TaskLoss(self.logits, self.of_logits)
         super().__init__(expression, **settings)
 
     def logits(self, batch):
@@ -135,6 +140,10 @@ class Words(Toy):
         vectors = tf.gather(self.embedding.value, batch["tokens"]) * is_word
         mean = tf.math.divide_no_nan(tf.reduce_sum(vectors, 1), tf.reduce_sum(is_word, 1))
         return tf.matmul(self.dropout(mean, training=True), self.kernel.value) + self.bias.value
+
+    def of_logits(self, batch, logits):
+        sums = classification_loss(batch, logits)
+        return sums | {"loss_sum": self.factor * sums["loss_sum"]}
 
     def batch(self, i):
         rng = np.random.default_rng([self.data_seed, i])
