@@ -212,7 +212,8 @@ def perplexity_ratio_on_a_licence():
     pairs = list(chunks(np.array([ids[c] for c in licence[:7000]]), 32))
     with DynamicEvaluation(model, rate=0.1) as dynamic:
         static = total_loss(dynamic.sums, pairs)
-        return math.exp(total_loss(dynamic.score, pairs) - static)
+        # A planted fault may diverge: what matters is that it is far above 1.
+        return math.exp(min(total_loss(dynamic.score, pairs) - static, 700.0))
 
 
 def gain_on_random_characters():
