@@ -81,3 +81,9 @@ def test_no_file_of_the_pages_is_named_like_a_room():
     """Streamlit puts the script's folder first on the path, where it would hide the room."""
     names = {path.stem for path in (ROOT / "ui").rglob("*")} - {"__init__", "__main__"}
     assert not names & set(ROOMS)
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest imports them by name alone: two of one name cannot be collected together."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(set(names)) == len(names)
