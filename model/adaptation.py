@@ -23,7 +23,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from model.config import require
+from model.config.checks import require
 from model.tokenizers import UNKNOWN
 
 SCALINGS = ("none", "rms")

@@ -1,4 +1,4 @@
-"""The table of networks: adding one is a file, its config in `model/config.py` and a line here."""
+"""The table of networks: adding one is a file, its config in `model/config/` and a line here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Callable
 import keras
 
 from model.bag_of_ngrams import BagOfNgrams
-from model.config import PRECISIONS, ModelConfig
+from model.config import ModelConfig
+from model.config.checks import PRECISIONS
 from model.recurrent import BidirectionalLSTM, LSTMLanguageModel, ULMFiTLSTM
 from model.transformer import TransformerDecoder, TransformerEncoder
 

@@ -6,7 +6,7 @@ import zlib
 import keras
 import tensorflow as tf
 
-from model.config import DROPOUT_KINDS
+from model.config.checks import DROPOUT_KINDS
 
 
 class Dropout(keras.layers.Layer):

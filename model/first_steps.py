@@ -6,7 +6,7 @@ makes their variables from a seed.
 
 import keras
 
-from model.config import (
+from model.config.first_steps import (
     DenseClassifierConfig,
     LinearRegressionConfig,
     LSTMClassifierConfig,

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from model.attention import CrossAttention, SelfAttention, empty_cache
-from model.config import Seq2SeqTransformerConfig
+from model.config.first_steps import Seq2SeqTransformerConfig
 from model.dropout import Dropout
 from model.heads import tied_logits
 from model.transformer import blocks, kind_outside_branches, norm

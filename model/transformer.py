@@ -7,11 +7,8 @@ import keras
 import tensorflow as tf
 
 from model.attention import SelfAttention, empty_cache
-from model.config import (
-    Seq2SeqTransformerConfig,
-    TransformerDecoderConfig,
-    TransformerEncoderConfig,
-)
+from model.config import TransformerDecoderConfig, TransformerEncoderConfig
+from model.config.first_steps import Seq2SeqTransformerConfig
 from model.dropout import Dropout
 from model.heads import tied_logits
 

@@ -32,7 +32,12 @@ LIGHT = [
     "training/strategies/catalogue.py",
     "ui/__main__.py",
     "model/signatures.py",
-    "model/config.py",
+    "model/config/__init__.py",
+    "model/config/checks.py",
+    "model/config/tokenizers.py",
+    "model/config/classifiers.py",
+    "model/config/generators.py",
+    "model/config/first_steps.py",
     "model/runtime.py",
 ]
 HEAVY = ("tensorflow", "keras", "tensorflow_text", "streamlit", "sklearn", "matplotlib", "pandas")

@@ -27,7 +27,7 @@ from model.adaptation import (
     entropy,
     padded,
 )
-from model.config import require
+from model.config.checks import require
 from model.tokenizers import encode
 from training.classification import Classifier
 from training.config import CLASSIFICATION, GENERATION

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from model import signatures
-from model.config import MODEL_CONFIGS, TOKENIZER_CONFIGS, require
+from model.config import MODEL_CONFIGS, TOKENIZER_CONFIGS
+from model.config.checks import require
 from model.runtime import import_tensorflow
 from training.config import CLASSIFICATION, OBJECTIVES, RunConfig, override
 from training.datasets import DATASETS, load_dataset, read_documents, read_labelled, read_texts

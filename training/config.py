@@ -20,14 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from model import signatures
-from model.config import (
-    MODEL_CONFIGS,
-    PRECISIONS,
-    TOKENIZER_CONFIGS,
-    ModelConfig,
-    TokenizerConfig,
-    require,
-)
+from model.config import MODEL_CONFIGS, TOKENIZER_CONFIGS, ModelConfig, TokenizerConfig
+from model.config.checks import PRECISIONS, require
 from training.datasets.config import DatasetConfig
 from training.expressions import Call, parse_value
 from training.schedules import Plateau

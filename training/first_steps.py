@@ -15,13 +15,13 @@ import numpy as np
 import tensorflow as tf
 
 from model.catalogue import construct
-from model.config import (
+from model.config import WordTokenizerConfig
+from model.config.first_steps import (
     DenseClassifierConfig,
     LinearRegressionConfig,
     LSTMClassifierConfig,
     LSTMTaggerConfig,
     Seq2SeqTransformerConfig,
-    WordTokenizerConfig,
 )
 from model.first_steps import DenseClassifier, LinearRegression, LSTMClassifier, LSTMTagger
 from model.seq2seq import Seq2SeqTransformer

@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from model.config import require
+from model.config.checks import require
 from model.dropout import dropout_rates
 from training.checkpoints import Checkpoints
 from training.classification import Classifier

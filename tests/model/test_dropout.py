@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from model.catalogue import CLASSIFIERS, GENERATORS, build_model
-from model.config import DROPOUT_KINDS, MODEL_CONFIGS, TransformerDecoderConfig
+from model.config import MODEL_CONFIGS, TransformerDecoderConfig
+from model.config.checks import DROPOUT_KINDS
 from model.dropout import Dropout, dropout_rates
 
 SHAPE = (40, 6, 25)  # (B, T, D)

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from model.catalogue import construct
-from model.config import (
+from model.config.first_steps import (
     DenseClassifierConfig,
     LinearRegressionConfig,
     LSTMClassifierConfig,

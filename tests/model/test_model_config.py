@@ -7,18 +7,20 @@ from model.config import (
     TOKENIZER_CONFIGS,
     BagOfNgramsConfig,
     BidirectionalLSTMConfig,
-    DenseClassifierConfig,
-    LinearRegressionConfig,
-    LSTMClassifierConfig,
     LSTMLanguageModelConfig,
-    LSTMTaggerConfig,
     NgramTokenizerConfig,
     SentencePieceTokenizerConfig,
-    Seq2SeqTransformerConfig,
     TransformerDecoderConfig,
     TransformerEncoderConfig,
     ULMFiTLSTMConfig,
     WordTokenizerConfig,
+)
+from model.config.first_steps import (
+    DenseClassifierConfig,
+    LinearRegressionConfig,
+    LSTMClassifierConfig,
+    LSTMTaggerConfig,
+    Seq2SeqTransformerConfig,
 )
 
 NAN = float("nan")

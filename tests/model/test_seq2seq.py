@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from model.catalogue import construct
-from model.config import Seq2SeqTransformerConfig
+from model.config.first_steps import Seq2SeqTransformerConfig
 from model.seq2seq import Seq2SeqTransformer
 from model.tokenizers import BEGIN, END
 

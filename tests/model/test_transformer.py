@@ -6,11 +6,8 @@ import pytest
 import tensorflow as tf
 
 from model.catalogue import build_model, construct
-from model.config import (
-    Seq2SeqTransformerConfig,
-    TransformerDecoderConfig,
-    TransformerEncoderConfig,
-)
+from model.config import TransformerDecoderConfig, TransformerEncoderConfig
+from model.config.first_steps import Seq2SeqTransformerConfig
 from model.dropout import dropout_rates
 from model.seq2seq import Seq2SeqTransformer
 

@@ -7,7 +7,7 @@ seconds; `training/first_steps.py` runs it. Settings that a recipe has too are n
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from model.config import require
+from model.config.checks import require
 from training.config import FULL_BATCH, OptimizerConfig, check_rate_of
 from training.schedules import Plateau
 from training.strategies.catalogue import resolve

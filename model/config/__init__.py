@@ -1,0 +1,45 @@
+"""What a tokenizer or a network is made of: frozen, checked dataclasses, no TensorFlow.
+
+Every class checks itself on construction, so a wrong number is refused before anything heavy is
+imported. Names in a recipe, an override or a config.json are looked up in the tables below.
+"""
+
+from __future__ import annotations
+
+from model.config.classifiers import (
+    BagOfNgramsConfig,
+    BidirectionalLSTMConfig,
+    TransformerEncoderConfig,
+    ULMFiTLSTMConfig,
+)
+from model.config.generators import LSTMLanguageModelConfig, TransformerDecoderConfig
+from model.config.tokenizers import (
+    NgramTokenizerConfig,
+    SentencePieceTokenizerConfig,
+    WordTokenizerConfig,
+)
+
+TokenizerConfig = WordTokenizerConfig | NgramTokenizerConfig | SentencePieceTokenizerConfig
+
+ModelConfig = (
+    BagOfNgramsConfig
+    | BidirectionalLSTMConfig
+    | ULMFiTLSTMConfig
+    | TransformerEncoderConfig
+    | TransformerDecoderConfig
+    | LSTMLanguageModelConfig
+)
+
+TOKENIZER_CONFIGS: dict[str, type] = {
+    "word": WordTokenizerConfig,
+    "ngram": NgramTokenizerConfig,
+    "sentencepiece": SentencePieceTokenizerConfig,
+}
+MODEL_CONFIGS: dict[str, type] = {
+    "bag_of_ngrams": BagOfNgramsConfig,
+    "bidirectional_lstm": BidirectionalLSTMConfig,
+    "ulmfit_lstm": ULMFiTLSTMConfig,
+    "transformer_encoder": TransformerEncoderConfig,
+    "transformer_decoder": TransformerDecoderConfig,
+    "lstm_language_model": LSTMLanguageModelConfig,
+}

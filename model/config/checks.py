@@ -1,0 +1,49 @@
+"""What every setting of a tokenizer or a network is checked by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")  # of products and activations
+DROPOUT_KINDS = ("elementwise", "locked", "token", "layer")
+UNBRANCHED = tuple(kind for kind in DROPOUT_KINDS if kind != "layer")  # no branch to leave out
+
+
+def require(holds: bool, setting: str, expected: str, received: object) -> None:
+    """Raises ValueError naming the setting as the user types it, unless `holds`."""
+    if not holds:
+        raise ValueError(f"{setting} must be {expected}. Received: {received!r}")
+
+
+def check_rate(setting: str, value: float) -> None:
+    require(0 <= value < 1, setting, "at least 0 and below 1", value)
+
+
+def check_dropout(rate: float, kind: str, kinds: tuple[str, ...] = DROPOUT_KINDS) -> None:
+    check_rate("model.dropout", rate)
+    require(kind in kinds, "model.dropout_kind", f"one of {', '.join(kinds)}", kind)
+
+
+def check_positive(setting: str, value: int) -> None:
+    require(value > 0, setting, "a whole number above 0", value)
+
+
+def check_lstm_stack(config: Any) -> None:
+    check_positive("model.embedding_size", config.embedding_size)
+    check_positive("model.units", config.units)
+    check_positive("model.num_layers", config.num_layers)
+    check_dropout(config.dropout, config.dropout_kind, UNBRANCHED)
+
+
+def check_transformer(config: Any) -> None:
+    check_positive("model.num_layers", config.num_layers)
+    check_positive("model.inner_width", config.inner_width)
+    check_positive("model.num_heads", config.num_heads)
+    require(
+        config.width > 0 and config.width % (2 * config.num_heads) == 0,
+        "model.width",
+        f"a multiple of 2 x model.num_heads ({2 * config.num_heads}), as rotary positions turn "
+        "pairs",
+        config.width,
+    )
+    check_dropout(config.dropout, config.dropout_kind)
