@@ -7,8 +7,9 @@ break it are noticed: `mutant.kills(proof)`.
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from unittest.mock import patch
 
 KINDS = ("identity", "golden", "differs", "resume", "composed")
 AT_MOST, AT_LEAST = "at most", "at least"
@@ -56,3 +57,58 @@ class Mutant:
         with self.apply():
             _, holds = proof.check()
         return not holds
+
+
+class Ledger:
+    """The proofs and planted faults of one file.
+
+    `@ledger.proof(row, strategy, kind, claim, tolerance)` stands above the function that measures;
+    `ledger.mutant(name, breaks, (object, attribute, replacement), ...)` plants a fault that the
+    proof `breaks` must notice.
+    """
+
+    def __init__(self) -> None:
+        self.proofs: list[Proof] = []
+        self.mutants: list[Mutant] = []
+
+    def proof(
+        self,
+        row: int,
+        strategy: str,
+        kind: str,
+        claim: str,
+        tolerance: float,
+        holds: str = AT_MOST,
+    ) -> Callable[[Callable[[], float]], Proof]:
+        def made(measure: Callable[[], float]) -> Proof:
+            self.proofs.append(
+                Proof(
+                    row=row,
+                    strategy=strategy,
+                    kind=kind,
+                    claim=claim,
+                    tolerance=tolerance,
+                    measure=measure,
+                    holds=holds,
+                )
+            )
+            return self.proofs[-1]
+
+        return made
+
+    def mutant(self, name: str, breaks: Proof, *patches: tuple) -> None:
+        def apply() -> AbstractContextManager:
+            stack = ExitStack()
+            for where in patches:
+                stack.enter_context(patch.object(*where))
+            return stack
+
+        self.planted(name, breaks, apply)
+
+    def planted(
+        self, name: str, breaks: Proof, apply: Callable[[], AbstractContextManager]
+    ) -> None:
+        """As `mutant`, for a fault that takes more than replacing attributes."""
+        self.mutants.append(
+            Mutant(name=name, strategy=breaks.strategy, claim_it_breaks=breaks.claim, apply=apply)
+        )

@@ -16,12 +16,17 @@ sys.path.insert(0, str(ROOT))  # when run as a program
 from tests.model import adaptation_proofs  # noqa: E402
 from tests.proofs import AT_MOST, KINDS, Mutant, Proof  # noqa: E402
 from tests.training.strategies import (  # noqa: E402
+    proofs_accumulation,
     proofs_across,
     proofs_alike,
     proofs_devices,
-    proofs_gradients,
     proofs_optimizers,
+    proofs_precision,
+    proofs_privacy,
+    proofs_regularisers,
+    proofs_sharpness,
     proofs_stages,
+    proofs_truncation,
 )
 from tests.training.strategies.composites import COMPOSITES  # noqa: E402
 from training.strategies import build  # noqa: E402
@@ -29,7 +34,12 @@ from training.strategies.catalogue import PARTS, resolve  # noqa: E402
 
 MODULES = (
     proofs_optimizers,
-    proofs_gradients,
+    proofs_accumulation,
+    proofs_sharpness,
+    proofs_truncation,
+    proofs_privacy,
+    proofs_precision,
+    proofs_regularisers,
     proofs_across,
     proofs_alike,
     proofs_devices,

@@ -4,13 +4,10 @@ A mutant names in `claim_it_breaks` the claim of the proof that it must not pass
 Reptile; MAML, which differentiates through the inner updates, is left out.
 """
 
-from contextlib import ExitStack
-from unittest.mock import patch
-
 import numpy as np
 import tensorflow as tf
 
-from tests.proofs import AT_LEAST, AT_MOST, Mutant, Proof
+from tests.proofs import AT_LEAST, Ledger
 from tests.training.strategies.toys import START, Quadratic, Words
 from training.strategies import build, local_sgd
 from training.strategies.averaging import (
@@ -23,42 +20,9 @@ from training.strategies.lookahead import Lookahead
 from training.strategies.reptile import Reptile
 from training.strategies.rules import pick
 
-PROOFS: list[Proof] = []
-MUTANTS: list[Mutant] = []
-
-
-def proof(row, strategy, kind, claim, tolerance, holds=AT_MOST):
-    """Makes a `Proof` of the function below it, which measures."""
-
-    def made(measure):
-        PROOFS.append(
-            Proof(
-                row=row,
-                strategy=strategy,
-                kind=kind,
-                claim=claim,
-                tolerance=tolerance,
-                measure=measure,
-                holds=holds,
-            )
-        )
-        return PROOFS[-1]
-
-    return made
-
-
-def mutant(name, breaks, *patches):
-    """A fault, as (object, attribute, replacement); `breaks` is the proof that must notice."""
-
-    def apply():
-        stack = ExitStack()
-        for where in patches:
-            stack.enter_context(patch.object(*where))
-        return stack
-
-    MUTANTS.append(
-        Mutant(name=name, strategy=breaks.strategy, claim_it_breaks=breaks.claim, apply=apply)
-    )
+LEDGER = Ledger()
+proof, mutant = LEDGER.proof, LEDGER.mutant
+PROOFS, MUTANTS = LEDGER.proofs, LEDGER.mutants
 
 
 # What proofs measure ------------------------------------------------------------------------------

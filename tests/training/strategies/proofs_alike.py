@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from tests.proofs import AT_LEAST, Mutant, Proof
-from tests.training.strategies import proofs_gradients
+from tests.training.strategies.measures import UNEQUAL, Joined
+from tests.training.strategies.proofs_accumulation import mean_of_means
 from tests.training.strategies.proofs_across import TwoValleys
 from tests.training.strategies.proofs_optimizers import (
     LR,
@@ -24,6 +25,7 @@ from tests.training.strategies.proofs_optimizers import (
     proof,
     replaced,
 )
+from tests.training.strategies.proofs_regularisers import penalise_each_batch
 from tests.training.strategies.toys import CURVATURE, START, Quadratic, Toy, Words
 from training.optimizers import OPTIMIZERS
 from training.optimizers.classic import SGD, Adam, RMSprop
@@ -102,7 +104,7 @@ MUTANTS: list[Mutant] = [
             replaced,
             Accumulate,
             "gradient",
-            proofs_gradients._mean_of_means,
+            mean_of_means,
         )
     ),
     *faults("sgd", "Adam under its name", (ALONE,), listed, "sgd", lambda rate: Adam(rate)),
@@ -172,10 +174,9 @@ def local_sgd_off() -> float:
 
 
 def penalty_accumulated_apart() -> float:
-    settings = proofs_gradients.UNEQUAL
-    one = proofs_gradients.Joined("l1(sgd, 0.3)", **settings).run(3)[-1]
+    one = Joined("l1(sgd, 0.3)", **UNEQUAL).run(3)[-1]
     inside, around = "accumulate(l1(sgd, 0.3), 4)", "l1(accumulate(sgd, 4), 0.3)"
-    return max(apart(one, Words(e, **settings).run(3)[-1]) for e in (inside, around))
+    return max(apart(one, Words(e, **UNEQUAL).run(3)[-1]) for e in (inside, around))
 
 
 # (row, strategy, kind, claim, tolerance, what measures)
@@ -206,7 +207,7 @@ def _start_counted(self, count):
 
 # strategy -> its claim of MORE is broken by (fault, *what is replaced)
 FAULTS = {
-    "accumulate": ("mean of means here", (Accumulate, "gradient", proofs_gradients._mean_of_means)),
+    "accumulate": ("mean of means here", (Accumulate, "gradient", mean_of_means)),
     "ema": ("its start is not left out", (ExponentialMovingAverage, "share", _uncorrected)),
     "swa": (
         "the random weights are one of them",
@@ -220,7 +221,7 @@ def _of_each_batch():
     stack = ExitStack()
     for name, value in (
         ("apply", Around.apply),
-        ("gradient", proofs_gradients._penalise_each_batch),
+        ("gradient", penalise_each_batch),
     ):
         stack.enter_context(mock.patch.object(Penalty, name, value, create=True))
     return stack

@@ -19,15 +19,10 @@ import numpy as np
 import tensorflow as tf
 
 from model import lora
-from tests.proofs import AT_LEAST, AT_MOST, Mutant, Proof
+from tests.proofs import AT_LEAST, Ledger
+from tests.training.strategies.measures import joined
+from tests.training.strategies.proofs_accumulation import counted_per_batch, mean_of_means
 from tests.training.strategies.proofs_across import forget
-from tests.training.strategies.proofs_gradients import (
-    _counted_per_batch as _counted,
-)
-from tests.training.strategies.proofs_gradients import (
-    _mean_of_means,
-    joined,
-)
 from tests.training.strategies.proofs_optimizers import edited, without
 from tests.training.strategies.toys import CURVATURE, START, Quadratic, Toy, Words
 from training import losses, run, schedules, stages
@@ -42,40 +37,14 @@ from training.strategies.accumulation import Accumulate
 from training.strategies.lookahead import Lookahead
 from training.strategies.rules import OptimizerRule
 
-PROOFS: list[Proof] = []
-MUTANTS: list[Mutant] = []
-
-
-def proof(row, strategy, kind, claim, tolerance, holds=AT_MOST):
-    """Makes a `Proof` of the function below it, which measures."""
-
-    def made(measure):
-        PROOFS.append(
-            Proof(
-                row=row,
-                strategy=strategy,
-                kind=kind,
-                claim=claim,
-                tolerance=tolerance,
-                measure=measure,
-                holds=holds,
-            )
-        )
-        return PROOFS[-1]
-
-    return made
+LEDGER = Ledger()
+proof = LEDGER.proof
+PROOFS, MUTANTS = LEDGER.proofs, LEDGER.mutants
 
 
 def mutant(name, breaks, apply, *arguments):
     """A fault, there while `apply(*arguments)` is entered; `breaks` is the proof to notice it."""
-    MUTANTS.append(
-        Mutant(
-            name=name,
-            strategy=breaks.strategy,
-            claim_it_breaks=breaks.claim,
-            apply=functools.partial(apply, *arguments),
-        )
-    )
+    LEDGER.planted(name, breaks, functools.partial(apply, *arguments))
 
 
 def apart(a, b) -> float:
@@ -211,7 +180,7 @@ def _every_variable_moves(config, variable):
     return True
 
 
-MEAN_OF_MEANS = (patch.object, Accumulate, "gradient", _mean_of_means)
+MEAN_OF_MEANS = (patch.object, Accumulate, "gradient", mean_of_means)
 
 
 # 14. Schedules ------------------------------------------------------------------------------------
@@ -332,7 +301,14 @@ mutant(
     ("np.clip(t - warmup, 0.0, length)", "np.maximum(t - warmup, 0.0)"),
 )
 mutant("a line for a cosine", schedules_apart, _other_function, "cosine", schedules.linear)
-mutant("counted by batches", schedule_of_updates, patch.object, OptimizerRule, "apply", _counted)
+mutant(
+    "counted by batches",
+    schedule_of_updates,
+    patch.object,
+    OptimizerRule,
+    "apply",
+    counted_per_batch,
+)
 mutant("the count of updates is not saved", schedule_resumed, without, "iteration")
 
 

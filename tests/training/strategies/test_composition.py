@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.training.strategies.composites import COMPOSITES, NEUTRAL
-from tests.training.strategies.proofs_gradients import Recurrent
+from tests.training.strategies.proofs_truncation import Recurrent
 from tests.training.strategies.toys import Quadratic, Words
 from training.strategies.catalogue import (
     PARTS,

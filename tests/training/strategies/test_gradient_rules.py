@@ -1,4 +1,4 @@
-"""What the parts inside one update refuse, and say; what they promise is in proofs_gradients.py."""
+"""What the parts inside one update refuse, and say; what they promise is in proofs_*.py."""
 
 import numpy as np
 import pytest
