@@ -16,6 +16,8 @@ from tqdm import tqdm
 class Log:
     """Writes each report to the bar, to `metrics.jsonl` and to TensorBoard files.
 
+    Where standard error is no terminal, a line for each evaluation stands in place of the bar.
+
     One for each stage of a run; lines count the updates of all stages, `offset` of them before.
     """
 
@@ -39,7 +41,9 @@ class Log:
             file=sys.stderr,
             dynamic_ncols=True,
             mininterval=0.2,
+            disable=not sys.stderr.isatty(),
         )
+        self.title, self.steps = title, steps
         self.shown: dict[str, str] = {}
 
     def begin(self, start: int | None, seconds: float) -> None:
@@ -76,6 +80,9 @@ class Log:
             self.shown[f"{self.unit}/s"] = f"{rate:,.0f}"
         self.bar.set_postfix(self.shown, refresh=False)
         self.bar.update(step - self.bar.n)
+        if self.bar.disable and "validation_loss" in metrics:
+            figures = "".join(f", {name}={value}" for name, value in self.shown.items())
+            print(f"{self.title}: {step:,}/{self.steps:,} updates{figures}", file=sys.stderr)
 
     def close(self) -> None:
         self.bar.close()
