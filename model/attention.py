@@ -10,41 +10,60 @@ written hold zeros and are hidden by `may_attend`.
 import keras
 import tensorflow as tf
 
-from model.positions import rotary
+from model.config.transformers import BlocksConfig
+from model.positions import alibi, rotary
 
 Cache = tuple[tf.Tensor, tf.Tensor]
 
 
 class SelfAttention(keras.layers.Layer):
-    """Scaled dot-product attention (Vaswani et al., 2017, eq. 1) with rotary positions.
+    """Scaled dot-product attention (Vaswani et al., 2017, eq. 1), with positions in its scores.
 
     Call: `x` float (B, T, D); `position` int (B, T) or (1, T); `may_attend` bool broadcastable to
     (B, N, T, S), True where a target may look. Without a cache S = T. With one, the keys and
     values of `x` are written at `position` first, and the updated cache is returned beside the
-    answer. Returns float (B, T, D), or ((B, T, D), cache).
+    answer. `more_values` float (B, T, D) is added to the values of `x`. Returns float (B, T, D), or
+    ((B, T, D), cache).
 
     The weights themselves are not dropped out: the random numbers for (B, N, T, S) cost as much
     as the rest of a small network's step.
     """
 
-    def __init__(self, width: int, num_heads: int, **kwargs):
+    def __init__(self, config: BlocksConfig, **kwargs):
         super().__init__(**kwargs)
-        self.width, self.num_heads, self.head_size = width, num_heads, width // num_heads
-        self.qkv = keras.layers.Dense(3 * width, use_bias=False, name="qkv")
-        self.output_projection = keras.layers.Dense(width, use_bias=False, name="output_projection")
+        self.config, self.num_heads = config, config.num_heads
+        self.head_size = config.width // config.num_heads
+        self.qkv = dense(config, 3 * config.width, use_bias=False, name="qkv")
+        self.output_projection = dense(
+            config, config.width, is_last=True, use_bias=False, name="output_projection"
+        )
+        if config.qk_norm:
+            self.query_norm, self.key_norm = rms_norm("query_norm"), rms_norm("key_norm")
 
     def build(self, shape):
         self.qkv.build(shape)
         self.output_projection.build(shape)
+        if self.config.qk_norm:
+            self.query_norm.build((None, self.num_heads, None, self.head_size))
+            self.key_norm.build((None, self.num_heads, None, self.head_size))
 
-    def call(self, x, position, may_attend, cache: Cache | None = None):
+    def call(self, x, position, may_attend, cache: Cache | None = None, more_values=None):
         B, T = tf.shape(x)[0], tf.shape(x)[1]
         qkv = tf.reshape(self.qkv(x), [B, T, 3, self.num_heads, self.head_size])
         q, k, v = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))  # (B, N, T, H) each
-        q, k = rotary(q, position), rotary(k, position)
+        if more_values is not None:
+            more = tf.reshape(more_values, [B, T, self.num_heads, self.head_size])
+            v += tf.transpose(more, [0, 2, 1, 3])
+        if self.config.qk_norm:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if self.config.positions == "rotary":
+            q, k = rotary(q, position), rotary(k, position)
         if cache is not None:
             k, v = cache = _write(cache, k, v, position)  # (B, N, S, H) each
-        y = self.output_projection(_attend(q, k, v, may_attend))
+        bias = None
+        if self.config.positions == "alibi":
+            bias = alibi(position, tf.shape(k)[2], self.num_heads)
+        y = self.output_projection(_attend(q, k, v, may_attend, bias))
         return y if cache is None else (y, cache)
 
 
@@ -57,12 +76,15 @@ class CrossAttention(keras.layers.Layer):
     float (B, T, D).
     """
 
-    def __init__(self, width: int, num_heads: int, **kwargs):
+    def __init__(self, config: BlocksConfig, **kwargs):
         super().__init__(**kwargs)
-        self.width, self.num_heads, self.head_size = width, num_heads, width // num_heads
-        self.query = keras.layers.Dense(width, use_bias=False, name="query")
-        self.key_value = keras.layers.Dense(2 * width, use_bias=False, name="key_value")
-        self.output_projection = keras.layers.Dense(width, use_bias=False, name="output_projection")
+        width, self.num_heads = config.width, config.num_heads
+        self.head_size = width // config.num_heads
+        self.query = dense(config, width, use_bias=False, name="query")
+        self.key_value = dense(config, 2 * width, use_bias=False, name="key_value")
+        self.output_projection = dense(
+            config, width, is_last=True, use_bias=False, name="output_projection"
+        )
 
     def build(self, shape):
         self.query.build(shape)
@@ -84,13 +106,38 @@ class CrossAttention(keras.layers.Layer):
         return self.output_projection(_attend(q, k, v, may_attend))
 
 
-def _attend(q, k, v, may_attend):
-    """Scaled dot-product attention, eq. 1: (B, N, T, H) over (B, N, S, H) twice -> (B, T, D)."""
+def _attend(q, k, v, may_attend, bias=None):
+    """Scaled dot-product attention, eq. 1: (B, N, T, H) over (B, N, S, H) twice -> (B, T, D).
+
+    `bias` float32, broadcastable to (B, N, T, S), is added to the scores.
+    """
     scores = tf.matmul(q, k, transpose_b=True) * q.shape[-1] ** -0.5  # (B, N, T, S)
-    scores = tf.where(may_attend, tf.cast(scores, tf.float32), tf.float32.min)
+    scores = tf.cast(scores, tf.float32)
+    if bias is not None:
+        scores += bias
+    scores = tf.where(may_attend, scores, tf.float32.min)
     weights = tf.cast(tf.nn.softmax(scores), v.dtype)  # softmax in float32 under any policy
     y = tf.transpose(tf.matmul(weights, v), [0, 2, 1, 3])  # (B, T, N, H)
     return tf.reshape(y, [tf.shape(y)[0], tf.shape(y)[1], q.shape[1] * q.shape[-1]])
+
+
+def dense(
+    config: BlocksConfig, units: int, *, is_last: bool = False, **settings
+) -> keras.layers.Dense:
+    """A layer of a block; with `initialization="gpt2"` as Radford et al. (2019, sec. 2.3) start it.
+
+    `is_last` says that it ends a residual branch: its deviation is divided by the root of how many
+    there are.
+    """
+    if config.initialization == "gpt2":
+        stddev = 0.02 / (2 * config.num_layers) ** 0.5 if is_last else 0.02
+        settings["kernel_initializer"] = keras.initializers.RandomNormal(stddev=stddev)
+    return keras.layers.Dense(units, **settings)
+
+
+def rms_norm(name: str) -> keras.layers.RMSNormalization:
+    """x / sqrt(mean(x^2) + 1e-5) times a gain (Zhang & Sennrich, 2019, eq. 4)."""
+    return keras.layers.RMSNormalization(epsilon=1e-5, name=name)
 
 
 def empty_cache(

@@ -10,13 +10,13 @@ from model.attention import CrossAttention, SelfAttention, empty_cache
 from model.config.first_steps import Seq2SeqTransformerConfig
 from model.dropout import Dropout
 from model.heads import tied_logits
-from model.transformer import blocks, kind_outside_branches, norm
+from model.transformer import Inner, blocks, kind_outside_branches, norm
 
 _BEGIN, _END = 2, 3  # as model/tokenizers.py writes them
 
 
 class DecoderBlock(keras.layers.Layer):
-    """Pre-norm residual block: causal attention, attention to the source, a GELU network.
+    """Pre-norm residual block: causal attention, attention to the source, the inner network.
 
     Call: `x` float (B, T, D), `position` and `may_attend` as `SelfAttention`, `source` and
     `is_source` bool (B, 1, 1, S) as `CrossAttention`. The cache, if one is given, is returned
@@ -26,17 +26,12 @@ class DecoderBlock(keras.layers.Layer):
     def __init__(self, config: Seq2SeqTransformerConfig, **kwargs):
         super().__init__(**kwargs)
         self.recompute = config.recompute
-        self.attention_norm = norm("attention_norm")
-        self.attention = SelfAttention(config.width, config.num_heads, name="attention")
-        self.cross_norm = norm("cross_norm")
-        self.cross_attention = CrossAttention(
-            config.width, config.num_heads, name="cross_attention"
-        )
-        self.inner_norm = norm("inner_norm")
-        self.expand = keras.layers.Dense(
-            config.inner_width, activation=keras.activations.gelu, name="expand"
-        )
-        self.contract = keras.layers.Dense(config.width, name="contract")
+        self.attention_norm = norm(config, "attention_norm")
+        self.attention = SelfAttention(config, name="attention")
+        self.cross_norm = norm(config, "cross_norm")
+        self.cross_attention = CrossAttention(config, name="cross_attention")
+        self.inner_norm = norm(config, "inner_norm")
+        self.inner = Inner(config, name="inner")
         self.dropout = Dropout(config.dropout, config.dropout_kind, name=f"{self.name}_dropout")
 
     def call(self, x, position, may_attend, source, is_source, cache=None, training=False):
@@ -58,7 +53,7 @@ class DecoderBlock(keras.layers.Layer):
     def _rest(self, x, source, is_source, seeds=(None, None), training=False):
         y = self.cross_attention(self.cross_norm(x), source, is_source)
         x = x + self.dropout(y, seed=seeds[0], training=training)
-        y = self.contract(self.expand(self.inner_norm(x)))
+        y = self.inner(self.inner_norm(x))
         return x + self.dropout(y, seed=seeds[1], training=training)
 
 
@@ -82,11 +77,11 @@ class Seq2SeqTransformer(keras.Model):
             name="embedding",
         )
         self.encoder_blocks = blocks(config)
-        self.encoder_norm = norm("encoder_norm")
+        self.encoder_norm = norm(config, "encoder_norm")
         self.decoder_blocks = [
             DecoderBlock(config, name=f"decoder_block_{i}") for i in range(config.num_layers)
         ]
-        self.decoder_norm = norm("decoder_norm")
+        self.decoder_norm = norm(config, "decoder_norm")
         self.dropout = Dropout(config.dropout, kind_outside_branches(config), name="dropout")
 
     def call(self, source, target, training=False):

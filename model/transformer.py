@@ -6,58 +6,81 @@ Axes: B batch, T steps, S cache slots, D width, F inner width, V vocabulary. Tok
 import keras
 import tensorflow as tf
 
-from model.attention import SelfAttention, empty_cache
+from model.attention import SelfAttention, dense, empty_cache, rms_norm
 from model.config import TransformerDecoderConfig, TransformerEncoderConfig
-from model.config.first_steps import Seq2SeqTransformerConfig
+from model.config.transformers import BlocksConfig
 from model.dropout import Dropout
 from model.heads import tied_logits
+from model.positions import sinusoidal
+
+
+class Inner(keras.layers.Layer):
+    """What a block does to each step alone: float (..., D) -> (..., D), F units between.
+
+    W2 f(W1 x): f is GELU (Hendrycks & Gimpel, 2016, the exact one), relu(x)^2 (So et al., 2021,
+    sec. 4.1), or, for SwiGLU, silu(a) b of the two halves of W1 x (Shazeer, 2020, eq. 6).
+    """
+
+    def __init__(self, config: BlocksConfig, **kwargs):
+        super().__init__(**kwargs)
+        self.config = config
+        units = config.inner_width * (2 if config.activation == "swiglu" else 1)
+        self.expand = dense(config, units, use_bias=config.bias, name="expand")
+        self.contract = dense(
+            config, config.width, is_last=True, use_bias=config.bias, name="contract"
+        )
+
+    def build(self, shape):
+        self.expand.build(shape)
+        self.contract.build((*shape[:-1], self.config.inner_width))
+
+    def call(self, x):
+        x = self.expand(x)
+        if self.config.activation == "swiglu":
+            gate, value = tf.split(x, 2, axis=-1)
+            return self.contract(tf.nn.silu(gate) * value)
+        if self.config.activation == "relu_squared":
+            return self.contract(tf.square(tf.nn.relu(x)))
+        return self.contract(keras.activations.gelu(x))
 
 
 class Block(keras.layers.Layer):
-    """Pre-norm residual block: attention, then a GELU network (Xiong et al., 2020, fig. 1b).
+    """Pre-norm residual block: attention, then the inner network (Xiong et al., 2020, fig. 1b).
 
     Call: as `SelfAttention`; the cache, if one is given, is returned beside the answer. With
     `recompute` training keeps the input alone and computes the rest again for the gradient (Chen
     et al., 2016, sec. 3): the same numbers, less memory, one more forward pass.
     """
 
-    def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        inner_width: int,
-        dropout: float,
-        dropout_kind: str = "elementwise",
-        recompute: bool = False,
-        **kwargs,
-    ):
+    def __init__(self, config: BlocksConfig, **kwargs):
         super().__init__(**kwargs)
-        self.recompute = recompute
-        self.attention_norm = norm("attention_norm")
-        self.attention = SelfAttention(width, num_heads, name="attention")
-        self.inner_norm = norm("inner_norm")
-        self.expand = keras.layers.Dense(
-            inner_width, activation=keras.activations.gelu, name="expand"
-        )
-        self.contract = keras.layers.Dense(width, name="contract")
-        self.dropout = Dropout(dropout, dropout_kind, name=f"{self.name}_dropout")
+        self.recompute = config.recompute
+        self.attention_norm = norm(config, "attention_norm")
+        self.attention = SelfAttention(config, name="attention")
+        self.inner_norm = norm(config, "inner_norm")
+        self.inner = Inner(config, name="inner")
+        self.dropout = Dropout(config.dropout, config.dropout_kind, name=f"{self.name}_dropout")
 
-    def call(self, x, position, may_attend, cache=None, training=False):
+    def call(self, x, position, may_attend, cache=None, more_values=None, training=False):
         if cache is not None:
-            y, cache = self.attention(self.attention_norm(x), position, may_attend, cache)
-            return self._inner(x + y), cache
+            y, cache = self.attention(
+                self.attention_norm(x), position, may_attend, cache, more_values
+            )
+            return self._rest(x + y), cache
         # Drawn out here, so that a second computation drops the same units.
         seeds = [self.dropout.next_seed() for _ in range(2)] if training else [None, None]
 
-        def activations(x):
-            y = self.attention(self.attention_norm(x), position, may_attend)
+        def activations(x, *more):
+            y = self.attention(self.attention_norm(x), position, may_attend, None, *more)
             x = x + self.dropout(y, seed=seeds[0], training=training)
-            return self._inner(x, seeds[1], training)
+            return self._rest(x, seeds[1], training)
 
-        return tf.recompute_grad(activations)(x) if self.recompute and training else activations(x)
+        if self.recompute and training:
+            activations = tf.recompute_grad(activations)
+        return activations(x) if more_values is None else activations(x, more_values)
 
-    def _inner(self, x, seed=None, training=False):
-        y = self.contract(self.expand(self.inner_norm(x)))
+    def _rest(self, x, seed=None, training=False):
+        y = self.inner(self.inner_norm(x))
         return x + self.dropout(y, seed=seed, training=training)
 
 
@@ -74,9 +97,14 @@ class TransformerEncoder(keras.Model):
     def __init__(self, config: TransformerEncoderConfig, vocabulary_size: int, num_labels: int):
         super().__init__(name=config.name)
         self.config = config
-        self.embedding = keras.layers.Embedding(vocabulary_size, config.width, name="embedding")
+        gpt2 = keras.initializers.RandomNormal(stddev=0.02)
+        start = gpt2 if config.initialization == "gpt2" else "uniform"
+        self.embedding = keras.layers.Embedding(
+            vocabulary_size, config.width, embeddings_initializer=start, name="embedding"
+        )
+        self.place = Place(config, config.max_positions, name="place")
         self.blocks = blocks(config)
-        self.final_norm = norm("final_norm")
+        self.final_norm = norm(config, "final_norm")
         self.dropout = Dropout(config.dropout, kind_outside_branches(config), name="dropout")
         self.head = keras.layers.Dense(num_labels, name="head", dtype="float32")
         if config.token_head:
@@ -111,7 +139,7 @@ class TransformerEncoder(keras.Model):
         """The last hidden states, normalised, (B, T, D); those of padding mean nothing."""
         may_attend = (tokens != 0)[:, None, None, :]  # (B, 1, 1, S)
         position = tf.range(tf.shape(tokens)[1])[None, :]
-        x = self.dropout(self.embedding(tokens), training=training)
+        x = self.dropout(self.place(self.embedding(tokens), position), training=training)
         for block in self.blocks:
             x = block(x, position, may_attend, training=training)
         return self.final_norm(x)
@@ -128,7 +156,9 @@ class TransformerDecoder(keras.Model):
     * `decode(token, position, cache)`: one more token a row, int32 (B,) at `position` int32 (B,),
       returns logits (B, V) and the new cache.
 
-    The output head is the embedding, transposed (Press & Wolf, 2017). Logits are float32.
+    The output head is the embedding, transposed (Press & Wolf, 2017), unless `tied_head` is false.
+    With `value_embeddings` every block adds to the values of attention what a table of its own
+    holds for each token (after Jordan et al., modded-nanogpt, 2024). Logits are float32.
     """
 
     def __init__(self, config: TransformerDecoderConfig, vocabulary_size: int):
@@ -141,17 +171,36 @@ class TransformerDecoder(keras.Model):
             embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
             name="embedding",
         )
+        self.place = Place(config, config.context_length, name="place")
         self.blocks = blocks(config)
-        self.final_norm = norm("final_norm")
+        self.values = [
+            keras.layers.Embedding(
+                vocabulary_size,
+                config.width,
+                embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
+                name=f"value_embedding_{i}",
+            )
+            for i in range(config.num_layers if config.value_embeddings else 0)
+        ]
+        self.final_norm = norm(config, "final_norm")
         self.dropout = Dropout(config.dropout, kind_outside_branches(config), name="dropout")
+        self.head = None
+        if not config.tied_head:
+            self.head = keras.layers.Dense(
+                vocabulary_size,
+                use_bias=False,
+                kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+                name="head",
+            )
 
     def call(self, tokens, training=False):
         T = tf.shape(tokens)[1]
         position = tf.range(T)[None, :]
         past = tf.linalg.band_part(tf.ones([T, T], tf.bool), -1, 0)  # (T, S)
-        x = self.dropout(self.embedding(tokens), training=training)  # (B, T, D)
-        for block in self.blocks:
-            x = block(x, position, past, training=training)
+        x = self.place(self.embedding(tokens), position)  # (B, T, D)
+        x = self.dropout(x, training=training)
+        for block, more in zip(self.blocks, self._values_of(tokens), strict=True):
+            x = block(x, position, past, more_values=more, training=training)
         return self.logits(x)  # (B, T, V)
 
     def prefill(self, tokens, lengths, num_slots):
@@ -161,57 +210,81 @@ class TransformerDecoder(keras.Model):
         # Slots at and after a row's length hold padding until decoding writes over them; a target
         # at position p looks at slots 0..p only, so it never meets them.
         may_attend = tf.range(num_slots)[None, :] <= tf.range(T)[:, None]  # (T, S)
-        config, x = self.config, self.embedding(tokens)
+        config, x = self.config, self.place(self.embedding(tokens), position)
         head_size = config.width // config.num_heads
         caches = empty_cache(
             B, num_slots, config.num_layers, config.num_heads, head_size, dtype=x.dtype
         )
-        x, caches = self._run(x, position, may_attend, caches)
+        x, caches = self._run(tokens, x, position, may_attend, caches)
         last = tf.gather(x, lengths - 1, axis=1, batch_dims=1)  # (B, D)
         return self.logits(last), caches
 
     def decode(self, token, position, caches):
         num_slots = tf.shape(caches[0][0])[2]
         may_attend = tf.range(num_slots)[None, None, None, :] <= position[:, None, None, None]
-        x = self.embedding(token[:, None])  # (B, 1, D)
-        x, caches = self._run(x, position[:, None], may_attend, caches)
+        token, position = token[:, None], position[:, None]
+        x = self.place(self.embedding(token), position)  # (B, 1, D)
+        x, caches = self._run(token, x, position, may_attend, caches)
         return self.logits(x[:, 0]), caches
 
     def logits(self, x):
-        return tied_logits(self.final_norm(x), self.embedding)
+        x = self.final_norm(x)
+        if self.head is None:
+            return tied_logits(x, self.embedding)
+        return tf.cast(self.head(x), tf.float32)
 
-    def _run(self, x, position, may_attend, caches):
+    def _run(self, tokens, x, position, may_attend, caches):
         updated = []
-        for block, cache in zip(self.blocks, caches, strict=True):
-            x, cache = block(x, position, may_attend, cache)
+        more_values = self._values_of(tokens)
+        for block, more, cache in zip(self.blocks, more_values, caches, strict=True):
+            x, cache = block(x, position, may_attend, cache, more)
             updated.append(cache)
         return x, updated
 
+    def _values_of(self, tokens) -> list:
+        """What each block adds to its values: float (B, T, D), or nothing."""
+        return [table(tokens) for table in self.values] or [None] * len(self.blocks)
 
-def norm(name: str) -> keras.layers.LayerNormalization:
-    return keras.layers.LayerNormalization(epsilon=1e-5, name=name)
+
+class Place(keras.layers.Layer):
+    """Tells embeddings where they stand, if that is by adding: float (B, T, D) -> the same.
+
+    `learned`: a table of `num_positions` rows; what stands behind them stands at the last.
+    `sinusoidal`: the embedding times sqrt(D), plus sines and cosines (Vaswani et al., 2017, 3.4 and
+    3.5). Other positions are told to attention, and nothing happens here.
+    """
+
+    def __init__(self, config: BlocksConfig, num_positions: int, **kwargs):
+        super().__init__(**kwargs)
+        self.config, self.num_positions = config, num_positions
+        if config.positions == "learned":
+            self.table = keras.layers.Embedding(
+                num_positions,
+                config.width,
+                embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
+                name="position_embedding",
+            )
+
+    def call(self, x, position):
+        if self.config.positions == "learned":
+            return x + self.table(tf.minimum(position, self.num_positions - 1))
+        if self.config.positions == "sinusoidal":
+            width = self.config.width
+            return x * width**0.5 + tf.cast(sinusoidal(position, width), x.dtype)
+        return x
 
 
-def blocks(
-    config: TransformerEncoderConfig | TransformerDecoderConfig | Seq2SeqTransformerConfig,
-) -> list[Block]:
+def norm(config: BlocksConfig, name: str) -> keras.layers.Layer:
+    if config.normalization == "rms":
+        return rms_norm(name)
+    return keras.layers.LayerNormalization(epsilon=1e-5, center=config.bias, name=name)
+
+
+def blocks(config: BlocksConfig) -> list[Block]:
     """The stack that a configuration describes, named block_0 and on."""
-    return [
-        Block(
-            config.width,
-            config.num_heads,
-            config.inner_width,
-            config.dropout,
-            config.dropout_kind,
-            config.recompute,
-            name=f"block_{i}",
-        )
-        for i in range(config.num_layers)
-    ]
+    return [Block(config, name=f"block_{i}") for i in range(config.num_layers)]
 
 
-def kind_outside_branches(
-    config: TransformerEncoderConfig | TransformerDecoderConfig | Seq2SeqTransformerConfig,
-) -> str:
+def kind_outside_branches(config: BlocksConfig) -> str:
     """Embeddings are no residual branch: without theirs nothing would be left of a text."""
     return "elementwise" if config.dropout_kind == "layer" else config.dropout_kind

@@ -37,6 +37,7 @@ LIGHT = [
     "model/config/tokenizers.py",
     "model/config/classifiers.py",
     "model/config/generators.py",
+    "model/config/transformers.py",
     "model/config/first_steps.py",
     "model/runtime.py",
 ]

@@ -33,17 +33,3 @@ def check_lstm_stack(config: Any) -> None:
     check_positive("model.units", config.units)
     check_positive("model.num_layers", config.num_layers)
     check_dropout(config.dropout, config.dropout_kind, UNBRANCHED)
-
-
-def check_transformer(config: Any) -> None:
-    check_positive("model.num_layers", config.num_layers)
-    check_positive("model.inner_width", config.inner_width)
-    check_positive("model.num_heads", config.num_heads)
-    require(
-        config.width > 0 and config.width % (2 * config.num_heads) == 0,
-        "model.width",
-        f"a multiple of 2 x model.num_heads ({2 * config.num_heads}), as rotary positions turn "
-        "pairs",
-        config.width,
-    )
-    check_dropout(config.dropout, config.dropout_kind)

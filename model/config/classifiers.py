@@ -12,9 +12,9 @@ from model.config.checks import (
     check_lstm_stack,
     check_positive,
     check_rate,
-    check_transformer,
     require,
 )
+from model.config.transformers import BlocksConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,20 +77,16 @@ class ULMFiTLSTMConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerEncoderConfig:
-    """Pre-norm Transformer encoder with rotary positions, mean over time."""
+class TransformerEncoderConfig(BlocksConfig):
+    """Pre-norm Transformer encoder, mean over time."""
 
     kind: ClassVar[str] = signatures.CLASSIFIER
     tokenizers: ClassVar[tuple[str, ...]] = ("word",)  # that it reads
-    num_layers: int = 2
-    width: int = 128
-    num_heads: int = 4
-    inner_width: int = 256
     dropout: float = 0.3
-    dropout_kind: str = "elementwise"  # or locked, token, or layer: whole residual branches
-    recompute: bool = False  # activations again in the backward pass: less memory, more time
+    max_positions: int = 512  # that positions=learned has; a token behind them stands at the last
     token_head: bool = False  # also predicts hidden tokens, for pre-training
     name: str = "transformer_encoder"
 
     def __post_init__(self) -> None:
-        check_transformer(self)
+        super().__post_init__()
+        check_positive("model.max_positions", self.max_positions)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.config.checks import check_positive, check_transformer
+from model.config.checks import check_positive, require
+from model.config.transformers import BlocksConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +53,16 @@ class LSTMClassifierConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seq2SeqTransformerConfig:
+class Seq2SeqTransformerConfig(BlocksConfig):
     """Pre-norm encoder-decoder Transformer with one vocabulary for both texts."""
 
-    num_layers: int = 2  # of the encoder, and of the decoder
     width: int = 64
-    num_heads: int = 4
     inner_width: int = 128
-    dropout: float = 0.1
-    dropout_kind: str = "elementwise"  # or locked, token, or layer: whole residual branches
-    recompute: bool = False  # activations again in the backward pass: less memory, more time
     name: str = "seq2seq_transformer"
 
     def __post_init__(self) -> None:
-        check_transformer(self)
+        super().__post_init__()
+        known = ("rotary", "alibi", "none")  # what is added to embeddings is not, here
+        require(
+            self.positions in known, "model.positions", f"one of {', '.join(known)}", self.positions
+        )

@@ -6,27 +6,25 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from model import signatures
-from model.config.checks import check_lstm_stack, check_transformer, require
+from model.config.checks import check_lstm_stack, require
+from model.config.transformers import BlocksConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerDecoderConfig:
-    """Decoder-only pre-norm Transformer with rotary positions and a tied output head."""
+class TransformerDecoderConfig(BlocksConfig):
+    """Decoder-only pre-norm Transformer."""
 
     kind: ClassVar[str] = signatures.GENERATOR
     tokenizers: ClassVar[tuple[str, ...]] = ("sentencepiece",)  # that it reads
     num_layers: int = 4
-    width: int = 128
-    num_heads: int = 4
     inner_width: int = 512
-    dropout: float = 0.1
-    dropout_kind: str = "elementwise"  # or locked, token, or layer: whole residual branches
-    recompute: bool = False  # activations again in the backward pass: less memory, more time
     context_length: int = 256  # tokens, prompt and answer together
+    tied_head: bool = True  # the output head is the embedding (Press & Wolf, 2017)
+    value_embeddings: bool = False  # a table of values for tokens in every block
     name: str = "transformer_decoder"
 
     def __post_init__(self) -> None:
-        check_transformer(self)
+        super().__post_init__()
         require(self.context_length > 1, "model.context_length", "above 1", self.context_length)
 
 

@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 
 from model.attention import CrossAttention, SelfAttention, empty_cache
+from model.config.transformers import BlocksConfig
 from model.positions import rotary
 
 STEPS = np.arange(6, dtype=np.int32)[None]  # (1, T)
@@ -58,7 +59,7 @@ def test_rotary_turns_pairs_by_the_angle_of_the_paper():
 
 @pytest.fixture(scope="module")
 def layer():
-    layer = SelfAttention(width=8, num_heads=2)
+    layer = SelfAttention(BlocksConfig(width=8, num_heads=2))
     layer.build((None, None, 8))
     return layer
 
@@ -146,7 +147,7 @@ def test_a_later_write_covers_what_stood_in_the_slot(layer):
 
 @pytest.fixture(scope="module")
 def cross():
-    layer = CrossAttention(width=8, num_heads=2)
+    layer = CrossAttention(BlocksConfig(width=8, num_heads=2))
     layer.build((None, None, 8))
     return layer
 

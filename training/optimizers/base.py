@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 # Variables whose path holds one of these never decay.
-NOT_DECAYED = ("embedding", "bias", "gamma", "beta")
+NOT_DECAYED = ("embedding", "bias", "gamma", "beta", "_norm/scale")
 
 
 class TabulatedRate(keras.optimizers.schedules.LearningRateSchedule):

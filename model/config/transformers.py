@@ -1,0 +1,50 @@
+"""What all Transformers are made of. Lengths are tokens, sizes are units of a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.config.checks import check_dropout, check_positive, require
+
+POSITIONS = ("rotary", "learned", "sinusoidal", "alibi", "none")
+ACTIVATIONS = ("gelu", "relu_squared", "swiglu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlocksConfig:
+    """A stack of pre-norm blocks."""
+
+    num_layers: int = 2
+    width: int = 128
+    num_heads: int = 4
+    inner_width: int = 256
+    dropout: float = 0.1
+    dropout_kind: str = "elementwise"  # or locked, token, or layer: whole residual branches
+    recompute: bool = False  # activations again in the backward pass: less memory, more time
+    positions: str = "rotary"  # or learned, sinusoidal, alibi, none
+    normalization: str = "layer"  # or rms: no mean is taken off (Zhang & Sennrich, 2019)
+    activation: str = "gelu"  # or relu_squared; or swiglu, with a half more weights
+    bias: bool = True  # of the inner network and, with layer, of the norms
+    qk_norm: bool = False  # queries and keys of length sqrt(head size) (Henry et al., 2020)
+    initialization: str = "default"  # or gpt2: 0.02, smaller at the end of deep branches
+
+    def __post_init__(self) -> None:
+        check_positive("model.num_layers", self.num_layers)
+        check_positive("model.inner_width", self.inner_width)
+        check_positive("model.num_heads", self.num_heads)
+        require(
+            self.width > 0 and self.width % (2 * self.num_heads) == 0,
+            "model.width",
+            f"a multiple of 2 x model.num_heads ({2 * self.num_heads}), as rotary positions turn "
+            "pairs",
+            self.width,
+        )
+        check_dropout(self.dropout, self.dropout_kind)
+        for setting, known in (
+            ("positions", POSITIONS),
+            ("normalization", ("layer", "rms")),
+            ("activation", ACTIVATIONS),
+            ("initialization", ("default", "gpt2")),
+        ):
+            value = getattr(self, setting)
+            require(value in known, f"model.{setting}", f"one of {', '.join(known)}", value)
