@@ -391,6 +391,10 @@ NEEDS_OF_RUN: dict[str, _RunNeed] = {
         _starts_from_naive_bayes,
         "model.naive_bayes_scale above 0, and a strategy without dp_sgd",
     ),
+    "model.max_positions": (
+        lambda run: getattr(run.model, "positions", "learned") == "learned",
+        "model.positions=learned",
+    ),
     "tokenizer.min_character_ngram": (
         lambda run: getattr(run.tokenizer, "max_character_ngram", 0) > 0,
         "tokenizer.max_character_ngram above 0",

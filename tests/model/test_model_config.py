@@ -33,6 +33,12 @@ TRANSFORMER = {
     "dropout": RATES,
     "dropout_kind": ("columns", "", None),
     "recompute": (),  # true or false
+    "positions": ("absolute", "", None),
+    "normalization": ("batch", None),
+    "activation": ("relu", "", None),
+    "bias": (),
+    "qk_norm": (),
+    "initialization": ("zeros", None),
 }
 UNBRANCHED = ("columns", "layer", None)
 LSTM_STACK = {
@@ -66,14 +72,15 @@ WRONG = {
         "dropout_kind": UNBRANCHED,
     },
     ULMFiTLSTMConfig: LSTM_STACK,
-    TransformerEncoderConfig: TRANSFORMER | {"token_head": ()},
-    TransformerDecoderConfig: TRANSFORMER | {"context_length": (1, 0, -3)},
+    TransformerEncoderConfig: TRANSFORMER | {"token_head": (), "max_positions": (0, -1)},
+    TransformerDecoderConfig: TRANSFORMER
+    | {"context_length": (1, 0, -3), "tied_head": (), "value_embeddings": ()},
     LSTMLanguageModelConfig: LSTM_STACK | {"context_length": (1, 0, -3)},
     LinearRegressionConfig: {},
     DenseClassifierConfig: {"units": (0, -1)},
     LSTMTaggerConfig: ONE_LSTM,
     LSTMClassifierConfig: ONE_LSTM,
-    Seq2SeqTransformerConfig: TRANSFORMER,
+    Seq2SeqTransformerConfig: TRANSFORMER | {"positions": ("absolute", "learned", "sinusoidal")},
 }
 SECTIONS = dict.fromkeys(WRONG, "model") | dict.fromkeys(TOKENIZER_CONFIGS.values(), "tokenizer")
 
