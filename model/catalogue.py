@@ -10,6 +10,8 @@ import keras
 from model.bag_of_ngrams import BagOfNgrams
 from model.config import ModelConfig
 from model.config.checks import PRECISIONS
+from model.preset_tokenizer import Preset
+from model.presets import PresetClassifier, PresetGenerator
 from model.recurrent import BidirectionalLSTM, LSTMLanguageModel, ULMFiTLSTM
 from model.transformer import TransformerDecoder, TransformerEncoder
 
@@ -25,6 +27,12 @@ GENERATORS: dict[str, Callable[..., keras.Model]] = {
     "transformer_decoder": TransformerDecoder,
     "lstm_language_model": LSTMLanguageModel,
 }
+# Those whose make comes with the tokenizer: called with (config, preset) and, to classify, the
+# number of labels.
+PRESETS: dict[str, Callable[..., keras.Model]] = {
+    "preset_classifier": PresetClassifier,
+    "preset_generator": PresetGenerator,
+}
 
 
 def build_model(
@@ -34,10 +42,17 @@ def build_model(
     *,
     seed: int,
     precision: str = "float32",
+    preset: Preset | None = None,
 ) -> keras.Model:
-    """The network `config` names, its variables made; `seed` fixes weights and dropout."""
+    """The network `config` names, its variables made; `seed` fixes weights and dropout.
+
+    `preset` is that of the tokenizer, for the networks that come from one.
+    """
 
     def make():
+        if config.name in PRESETS:
+            labels = () if num_labels is None else (num_labels,)
+            return PRESETS[config.name](config, preset, *labels)
         if config.name in CLASSIFIERS:
             return CLASSIFIERS[config.name](config, vocabulary_size, num_labels)
         return GENERATORS[config.name](config, vocabulary_size)

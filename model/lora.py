@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-_MATRICES = ("kernel", "embeddings")  # of Dense and Embedding
+_MATRICES = ("kernel", "embeddings")
+_ADAPTABLE = keras.layers.Dense | keras.layers.EinsumDense | keras.layers.Embedding
 
 
 def add_lora(
@@ -17,8 +18,8 @@ def add_lora(
 
     W + alpha/r A B (Hu et al., 2022, sec. 4.1): A starts as `seed` draws it (He et al., 2015), B at
     zero, so the outputs are unchanged. `pattern` is a regular expression searched for in the paths
-    of the matrices of Dense and Embedding layers, such as `qkv|output_projection`; the weights of
-    an LSTM cannot be adapted. Keras moves the matrix W from the layer's trainable to its
+    of the matrices of Dense, EinsumDense and Embedding layers, such as `qkv|output_projection`; the
+    weights of an LSTM cannot be adapted. Keras moves the matrix W from the layer's trainable to its
     non-trainable variables and appends A and B, float32, to the trainable ones, so optimizers and
     graphs made before do not fit any more; other variables stay trainable or not as they were.
     Raises ValueError when nothing matches, or when a layer has an adapter already.
@@ -29,15 +30,15 @@ def add_lora(
     matrices = {
         variable.path: layer
         for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.Dense | keras.layers.Embedding)
+        if isinstance(layer, _ADAPTABLE)
         for variable in layer.variables
         if variable.name in _MATRICES
     }
     layers = [layer for path, layer in matrices.items() if re.search(pattern, path)]
     if not layers:
         raise ValueError(
-            f"pattern must match the path of a matrix of a Dense or Embedding layer, one of "
-            f"{', '.join(matrices)}. Received: {pattern!r}"
+            "pattern must match the path of a matrix of a Dense, EinsumDense or Embedding layer, "
+            f"one of {', '.join(matrices)}. Received: {pattern!r}"
         )
     for layer, own_seed in zip(
         layers, np.random.default_rng(seed).integers(2**31, size=len(layers)), strict=True

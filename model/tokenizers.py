@@ -24,6 +24,7 @@ from model.config import (
     TokenizerConfig,
     WordTokenizerConfig,
 )
+from model.preset_tokenizer import PresetTokenizer
 
 PADDING, UNKNOWN = 0, 1
 BEGIN, END = 2, 3  # of a text; SentencePiece only
@@ -236,8 +237,9 @@ TOKENIZERS: dict[str, Any] = {
     "word": WordTokenizer,
     "ngram": NgramTokenizer,
     "sentencepiece": SentencePieceTokenizer,
+    "preset": PresetTokenizer,
 }
-Tokenizer = WordTokenizer | NgramTokenizer | SentencePieceTokenizer
+Tokenizer = WordTokenizer | NgramTokenizer | SentencePieceTokenizer | PresetTokenizer
 
 
 def train_tokenizer(texts: Sequence[str], config: TokenizerConfig) -> Tokenizer:

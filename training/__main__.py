@@ -182,6 +182,7 @@ _NO_CHANGES: dict[str, object] = {
     "label_column": None,
     "validation_data": None,
     "test_data": None,
+    "preset": None,
 }
 
 
@@ -202,6 +203,12 @@ def _add_changes(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--label-column", help="of your file; found by its name if left out")
     sub.add_argument("--validation-data", help="your own validation file")
     sub.add_argument("--test-data", help="your own test file")
+    sub.add_argument(
+        "--preset",
+        metavar="FOLDER",
+        help="fine-tune this KerasHub preset in place of the recipe's network: a folder that "
+        "save_to_preset wrote, or a name where there is a network",
+    )
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class Classifier:
             len(self.label_names),
             seed=config.seed,
             precision=config.precision,
+            preset=getattr(tokenizer, "preset", None),
         )
         spec = tf.TensorSpec([None, None], tf.int32)
         self._logits = tf.function(

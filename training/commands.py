@@ -27,7 +27,7 @@ from training.datasets import DATASETS, load_dataset, read_documents, read_label
 from training.datasets.config import USER_FILE, DatasetConfig
 from training.experiments import compare, find_rate, search, tell_initial_weights
 from training.options import INTERRUPTED
-from training.recipes import FIRST_STEPS, RECIPES, recipe
+from training.recipes import FIRST_STEPS, RECIPES, fine_tuned, recipe
 from training.runs import (
     RESULTS_FILE,
     find_run,
@@ -85,7 +85,7 @@ def take_first_step(options: argparse.Namespace) -> int:
     only_set = ("config", "name", "restart", "dry_run", "overfit_one_batch", "stage", "updates")
     _refuse(
         options,
-        (*only_set, "data", *ABOUT_FILE),
+        (*only_set, "data", "preset", *ABOUT_FILE),
         f"cannot go with {options.recipe}: a first step makes its own data, keeps nothing and ends "
         "with a check of its own. It takes --set alone",
     )
@@ -281,6 +281,8 @@ def changed(config: RunConfig, options: argparse.Namespace) -> RunConfig:
         )
     else:
         _refuse_file_options(options, "--data")
+    if options.preset:
+        config = fine_tuned(config, options.preset)
     return override(config, options.set)
 
 

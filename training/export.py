@@ -189,9 +189,12 @@ def _figures(metrics: dict) -> dict:
 
 
 def _without_paths(config: dict) -> dict:
-    """A user's file by its name alone: an export tells nothing of the machine it was made on."""
+    """A user's files by their names alone: an export tells nothing of the machine it is from."""
     dataset = {
         key: Path(value).name if key.endswith("path") and value else value
         for key, value in config["dataset"].items()
     }
-    return config | {"dataset": dataset}
+    tokenizer = config["tokenizer"]
+    if tokenizer.get("preset"):
+        tokenizer = tokenizer | {"preset": Path(tokenizer["preset"]).name}
+    return config | {"dataset": dataset, "tokenizer": tokenizer}

@@ -37,7 +37,11 @@ class LanguageModel:
     def __init__(self, config: RunConfig, tokenizer: SentencePieceTokenizer):
         self.config, self.tokenizer = config, tokenizer
         self.model = build_model(
-            config.model, tokenizer.vocabulary_size, seed=config.seed, precision=config.precision
+            config.model,
+            tokenizer.vocabulary_size,
+            seed=config.seed,
+            precision=config.precision,
+            preset=getattr(tokenizer, "preset", None),
         )
         spec = tf.TensorSpec([None, None], tf.int32)
         self._sums = tf.function(

@@ -7,6 +7,7 @@ from settings and data, so the same command finds the same folder and goes on wh
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from training.config import RunConfig
 from training.datasets.catalogue import fingerprint
+from training.datasets.download import sha256_of
 from training.recipes import recipe
 
 CONFIG_FILE, LABELS_FILE, RESULTS_FILE = "config.json", "labels.json", "results.json"
@@ -30,7 +32,15 @@ def fingerprints(config: RunConfig) -> str:
     used = [stage.dataset for stage in config.stages] + [stage.mixture for stage in config.stages]
     data = [fingerprint(dataset) for dataset in used if dataset]
     teachers = [recipe(stage.teacher) for stage in config.stages if stage.teacher]
+    data += [_preset_fingerprint(path)] if (path := getattr(config.tokenizer, "preset", "")) else []
     return " ".join([*data, *(run_folder(Path(), teacher).name for teacher in teachers)])
+
+
+def _preset_fingerprint(preset: str) -> str:
+    """A sha256 of a preset's files; of one that is named and no folder, of the name."""
+    files = sorted(path for path in Path(preset).rglob("*") if path.is_file())
+    parts = [f"{path.relative_to(preset)} {sha256_of(path)}" for path in files] or [preset]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def find_run(runs: Path, run: str) -> Path:

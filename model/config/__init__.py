@@ -9,17 +9,28 @@ from __future__ import annotations
 from model.config.classifiers import (
     BagOfNgramsConfig,
     BidirectionalLSTMConfig,
+    PresetClassifierConfig,
     TransformerEncoderConfig,
     ULMFiTLSTMConfig,
 )
-from model.config.generators import LSTMLanguageModelConfig, TransformerDecoderConfig
+from model.config.generators import (
+    LSTMLanguageModelConfig,
+    PresetGeneratorConfig,
+    TransformerDecoderConfig,
+)
 from model.config.tokenizers import (
     NgramTokenizerConfig,
+    PresetTokenizerConfig,
     SentencePieceTokenizerConfig,
     WordTokenizerConfig,
 )
 
-TokenizerConfig = WordTokenizerConfig | NgramTokenizerConfig | SentencePieceTokenizerConfig
+TokenizerConfig = (
+    WordTokenizerConfig
+    | NgramTokenizerConfig
+    | SentencePieceTokenizerConfig
+    | PresetTokenizerConfig
+)
 
 ModelConfig = (
     BagOfNgramsConfig
@@ -28,12 +39,15 @@ ModelConfig = (
     | TransformerEncoderConfig
     | TransformerDecoderConfig
     | LSTMLanguageModelConfig
+    | PresetClassifierConfig
+    | PresetGeneratorConfig
 )
 
 TOKENIZER_CONFIGS: dict[str, type] = {
     "word": WordTokenizerConfig,
     "ngram": NgramTokenizerConfig,
     "sentencepiece": SentencePieceTokenizerConfig,
+    "preset": PresetTokenizerConfig,
 }
 MODEL_CONFIGS: dict[str, type] = {
     "bag_of_ngrams": BagOfNgramsConfig,
@@ -42,4 +56,6 @@ MODEL_CONFIGS: dict[str, type] = {
     "transformer_encoder": TransformerEncoderConfig,
     "transformer_decoder": TransformerDecoderConfig,
     "lstm_language_model": LSTMLanguageModelConfig,
+    "preset_classifier": PresetClassifierConfig,
+    "preset_generator": PresetGeneratorConfig,
 }

@@ -90,3 +90,12 @@ class TransformerEncoderConfig(BlocksConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive("model.max_positions", self.max_positions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetClassifierConfig:
+    """A KerasHub network of tokenizer.preset, with KerasHub's head for classification."""
+
+    kind: ClassVar[str] = signatures.CLASSIFIER
+    tokenizers: ClassVar[tuple[str, ...]] = ("preset",)
+    name: str = "preset_classifier"

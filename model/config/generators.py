@@ -45,3 +45,16 @@ class LSTMLanguageModelConfig:
     def __post_init__(self) -> None:
         check_lstm_stack(self)
         require(self.context_length > 1, "model.context_length", "above 1", self.context_length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetGeneratorConfig:
+    """A KerasHub decoder of tokenizer.preset, which reads the whole text for every token."""
+
+    kind: ClassVar[str] = signatures.GENERATOR
+    tokenizers: ClassVar[tuple[str, ...]] = ("preset",)
+    context_length: int = 128  # tokens, prompt and answer together
+    name: str = "preset_generator"
+
+    def __post_init__(self) -> None:
+        require(self.context_length > 1, "model.context_length", "above 1", self.context_length)

@@ -63,3 +63,16 @@ class SentencePieceTokenizerConfig:
             f"one of {', '.join(types)}",
             self.model_type,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetTokenizerConfig:
+    """That of a KerasHub preset, for model=preset_classifier or preset_generator."""
+
+    preset: str = ""  # a folder that save_to_preset wrote, or the name of a preset
+    max_tokens: int | None = None  # of a text, begin and end not counted; none cuts nothing
+    name: str = "preset"
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None:
+            check_positive("tokenizer.max_tokens", self.max_tokens)

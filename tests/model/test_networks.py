@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model.catalogue import CLASSIFIERS, GENERATORS, build_model
+from model.catalogue import CLASSIFIERS, GENERATORS, PRESETS, build_model
 from model.config import (
     MODEL_CONFIGS,
     BagOfNgramsConfig,
@@ -70,7 +70,7 @@ def networks():
 
 
 def test_every_name_has_a_configuration_and_a_kind():
-    assert set(MODEL_CONFIGS) == set(CLASSIFIERS) | set(GENERATORS)
+    assert set(MODEL_CONFIGS) == set(CLASSIFIERS) | set(GENERATORS) | set(PRESETS)
     assert {MODEL_CONFIGS[name].kind for name in CLASSIFIERS} == {CLASSIFIER}
     assert {MODEL_CONFIGS[name].kind for name in GENERATORS} == {GENERATOR}
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from training.config import RunConfig
 from training.recipes import generation, sentiment, stages, topics
 from training.recipes.first_steps import FIRST_STEPS
+from training.recipes.presets import fine_tuned as fine_tuned
 
 DEFAULT_RECIPES = ("sentiment", "topics", "stories")
 
