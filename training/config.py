@@ -231,6 +231,8 @@ class RunConfig(StageConfig):
     tokenizer: TokenizerConfig
     model: ModelConfig
     earlier: tuple[StageConfig, ...] = ()  # stages before; set as earlier.NAME.SETTING
+    vectors: str | None = None  # a file of word vectors that the embedding starts from
+    tune_vectors: bool = True  # false: the embedding stays as it started, words not found too
     seed: int = 0  # of weights, data order, dropout and noise
     precision: str = "float32"  # or mixed_bfloat16, mixed_float16 (with loss_scale): of the layers
     deterministic: bool = True  # only operations that give the same bits every time
@@ -256,6 +258,7 @@ class RunConfig(StageConfig):
             f"{' or '.join(fitting)} for model={self.model.name}",
             self.tokenizer.name,
         )
+        self._check_vectors()
         for stage in self.stages:
             private = is_private(resolve(stage.strategy))
             require(
@@ -298,6 +301,24 @@ class RunConfig(StageConfig):
             "none with dp_sgd: what a teacher has learned from the texts is in no epsilon",
             self.teacher,
         )
+
+    def _check_vectors(self) -> None:
+        takes_them = self.task == CLASSIFICATION and self.embedding_size is not None
+        require(
+            self.vectors is None or (takes_them and self.tokenizer.name == "word"),
+            "vectors",
+            "none but for a classifier with an embedding of words, as with tokenizer=word and "
+            "model=bidirectional_lstm",
+            self.vectors,
+        )
+
+    @property
+    def embedding_size(self) -> tuple[str, int] | None:
+        """The setting that says how long vectors of tokens are, and its value; None without one."""
+        for name in ("embedding_size", "width"):
+            if hasattr(self.model, name):
+                return f"model.{name}", getattr(self.model, name)
+        return None
 
     @property
     def task(self) -> str:
@@ -374,6 +395,7 @@ _DROPOUT: _RunNeed = (
     "a stage with dropout=none, as dropout takes its place",
 )
 NEEDS_OF_RUN: dict[str, _RunNeed] = {
+    "tune_vectors": (lambda run: run.vectors is not None, "vectors"),
     "updates_per_call": (
         lambda run: run.updates_per_call == 1 or not all(map(_watches_updates, run.stages)),
         "a stage without stop_loss and stop_grad_norm, which look at every update",

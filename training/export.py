@@ -197,4 +197,5 @@ def _without_paths(config: dict) -> dict:
     tokenizer = config["tokenizer"]
     if tokenizer.get("preset"):
         tokenizer = tokenizer | {"preset": Path(tokenizer["preset"]).name}
-    return config | {"dataset": dataset, "tokenizer": tokenizer}
+    vectors = config["vectors"] and Path(config["vectors"]).name
+    return config | {"dataset": dataset, "tokenizer": tokenizer, "vectors": vectors}

@@ -33,6 +33,7 @@ from training.runs import (
 )
 from training.stages import Observe, Stage, build_stage, fit_stage, load_data, stage_folder
 from training.strategies.replicas import Replicas
+from training.vectors.start import find_vectors, start_from_vectors
 
 logger = logging.getLogger(__name__)
 
@@ -187,9 +188,11 @@ def begin_run(
             _create(config, folder, data)  # for the files: variables of all are made together
         replicas.wait()
     with replicas.scope():
-        if (folder / CONFIG_FILE).is_file():
-            return _load(config, folder)
-        return _create(config, folder, data)
+        is_begun = (folder / CONFIG_FILE).is_file()
+        learner = _load(config, folder) if is_begun else _create(config, folder, data)
+        if config.vectors:
+            start_from_vectors(learner, folder)
+    return learner
 
 
 def _create(config: RunConfig, folder: Path, data: Any) -> Learner:
@@ -201,6 +204,8 @@ def _create(config: RunConfig, folder: Path, data: Any) -> Learner:
     else:
         learner = LanguageModel.create(config, data, texts)
     learner.tokenizer.save(folder)
+    if config.vectors:
+        find_vectors(config, learner.tokenizer, texts_of(data, "train"), folder)
     write_json(folder / CONFIG_FILE, config.to_dict())  # last: with it the folder is a run
     return learner
 

@@ -28,9 +28,16 @@ def run_folder(runs: Path, config: RunConfig) -> Path:
 
 
 def fingerprints(config: RunConfig) -> str:
-    """Of all that a run reads besides its settings: its data, and the runs it is taught by."""
+    """Of all that a run reads besides its settings: data, vectors, the runs it is taught by."""
     used = [stage.dataset for stage in config.stages] + [stage.mixture for stage in config.stages]
     data = [fingerprint(dataset) for dataset in used if dataset]
+    if config.vectors:
+        try:
+            data.append(sha256_of(Path(config.vectors)))
+        except OSError as error:
+            raise ValueError(
+                f"vectors={config.vectors} cannot be read: {error.strerror}."
+            ) from error
     teachers = [recipe(stage.teacher) for stage in config.stages if stage.teacher]
     data += [_preset_fingerprint(path)] if (path := getattr(config.tokenizer, "preset", "")) else []
     return " ".join([*data, *(run_folder(Path(), teacher).name for teacher in teachers)])

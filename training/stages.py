@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +39,7 @@ from training.strategies.compiled import compile_updates
 from training.strategies.replicas import Replicas
 from training.strategies.rules import UpdateRule, evaluating
 from training.strategies.scheduled import Scheduled
+from training.vectors.start import embedding_of
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,13 @@ def build_stage(
             lora = add_lora(
                 learner.model, config.lora_layers, config.lora_rank, config.lora_alpha, seed
             )
-    weights = moving_weights(config, learner.model, objective.loss, batches.at(0))
+    weights = moving_weights(
+        config,
+        learner.model,
+        objective.loss,
+        batches.at(0),
+        frozen=[] if run.vectors is None or run.tune_vectors else [embedding_of(learner)],
+    )
     with replicas.scope():
         rule = build_rule(
             strategy,
@@ -269,9 +276,18 @@ def load_data(run: RunConfig, config: StageConfig) -> Any:
     return load_dataset(dataset, known.task if known else GENERATION)
 
 
-def moving_weights(config: StageConfig, model, loss, batch: dict) -> list:
-    """The variables of `model` that the stage moves: those it names and the loss depends on."""
-    chosen = [v for v in model.trainable_variables if _moves(config, v)]
+def moving_weights(
+    config: StageConfig, model, loss, batch: dict, frozen: Sequence[Any] = ()
+) -> list:
+    """The variables of `model` that the stage moves: those it names and the loss depends on.
+
+    Those in `frozen` stay, whatever it names.
+    """
+    chosen = [
+        v
+        for v in model.trainable_variables
+        if _moves(config, v) and not any(v is other for other in frozen)
+    ]
     used = _are_used(chosen, model, loss, batch)
     weights = [v for v, is_used in zip(chosen, used, strict=True) if is_used]
     if not weights:

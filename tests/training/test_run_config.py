@@ -147,6 +147,8 @@ OTHERWISE = {
     "deterministic": ["deterministic=false"],
     "xla": ["xla=true"],
     "updates_per_call": ["updates_per_call=9"],
+    "vectors": ["vectors=glove.txt"],
+    "tune_vectors": ["vectors=glove.txt", "tune_vectors=false"],
 }
 # These change when and how much is saved, but nothing that is computed.
 IN_OTHER_STAGES = {"mask_rate"}  # the last one cannot have its objective
