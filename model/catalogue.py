@@ -14,6 +14,7 @@ from model.preset_tokenizer import Preset
 from model.presets import PresetClassifier, PresetGenerator
 from model.recurrent import BidirectionalLSTM, LSTMLanguageModel, ULMFiTLSTM
 from model.transformer import TransformerDecoder, TransformerEncoder
+from model.word_vectors import GloVe, Word2Vec
 
 # Each is called with (config, vocabulary_size, num_labels) and maps tokens (B, T) to (B, K).
 CLASSIFIERS: dict[str, Callable[..., keras.Model]] = {
@@ -32,6 +33,12 @@ GENERATORS: dict[str, Callable[..., keras.Model]] = {
 PRESETS: dict[str, Callable[..., keras.Model]] = {
     "preset_classifier": PresetClassifier,
     "preset_generator": PresetGenerator,
+}
+# Each is called with (config, vocabulary_size), scores batches and has word_vectors (V, D).
+WORD_VECTOR_MODELS: dict[str, Callable[..., keras.Model]] = {
+    "skip_gram": Word2Vec,
+    "cbow": Word2Vec,
+    "glove": GloVe,
 }
 
 
@@ -55,7 +62,7 @@ def build_model(
             return PRESETS[config.name](config, preset, *labels)
         if config.name in CLASSIFIERS:
             return CLASSIFIERS[config.name](config, vocabulary_size, num_labels)
-        return GENERATORS[config.name](config, vocabulary_size)
+        return (GENERATORS | WORD_VECTOR_MODELS)[config.name](config, vocabulary_size)
 
     return construct(make, keras.ops.ones((1, 2), "int32"), seed=seed, precision=precision)
 

@@ -250,7 +250,7 @@ def parse_adaptation(spec: str, task: str) -> tuple[str, dict[str, Number]]:
         raise ValueError(f"--adapt takes one of {', '.join(METHODS)}. Received: {name!r}")
     method = METHODS[name]
     if method.task != task:
-        fitting = ", ".join(n for n, m in METHODS.items() if m.task == task)
+        fitting = ", ".join(n for n, m in METHODS.items() if m.task == task) or "none"
         kind = "language models" if method.task == GENERATION else "classifiers"
         raise ValueError(f"--adapt {name} is for {kind}. For this run: {fitting}.")
     numbers: dict[str, Number] = {}

@@ -22,7 +22,14 @@ from model import signatures
 from model.config import MODEL_CONFIGS, TOKENIZER_CONFIGS
 from model.config.checks import require
 from model.runtime import import_tensorflow
-from training.config import CLASSIFICATION, OBJECTIVES, RunConfig, override
+from training.config import (
+    CLASSIFICATION,
+    GENERATION,
+    OBJECTIVES,
+    WORD_VECTORS,
+    RunConfig,
+    override,
+)
 from training.datasets import DATASETS, load_dataset, read_documents, read_labelled, read_texts
 from training.datasets.config import USER_FILE, DatasetConfig
 from training.experiments import compare, find_rate, search, tell_initial_weights
@@ -76,8 +83,12 @@ def fit(options: argparse.Namespace) -> int:
     if not is_chief:
         return 0  # the chief tells the results
     _print_results(config, read_json(folder / RESULTS_FILE))
-    print(f"\nRun: {folder}\nNext: python -m training export {folder}")
+    print(f"\nRun: {folder}\nNext: python -m training {_next_command(config)} {folder}")
     return 0
+
+
+def _next_command(config: RunConfig) -> str:
+    return "evaluate" if config.task == WORD_VECTORS else "export"
 
 
 def take_first_step(options: argparse.Namespace) -> int:
@@ -109,6 +120,9 @@ def take_first_step(options: argparse.Namespace) -> int:
 
 def fit_evaluate_export(options: argparse.Namespace) -> int:
     configs = [changed(recipe(name), options) for name in options.recipes]
+    for config in configs:
+        if config.task == WORD_VECTORS:
+            raise ValueError(NOT_SERVED.format(config.name))
     rows = []
     for config in configs:
         folder = run_folder(options.runs, config)
@@ -136,6 +150,8 @@ def evaluate(options: argparse.Namespace) -> int:
     from training.run import load_run
 
     learner: Any = load_run(folder)
+    if config.task == WORD_VECTORS:
+        return _evaluate_vectors(learner, folder, options)
     if options.data is None:
         split: Any = load_dataset(config.dataset, config.task).test
         notes: Iterable[str] = ()
@@ -161,13 +177,30 @@ def evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate_vectors(learner: Any, folder: Path, options: argparse.Namespace) -> int:
+    """On analogies: those of a file, or this project's own."""
+    from training.vectors.analogies import read_questions
+    from training.vectors.learner import VECTORS_FILE
+
+    _refuse(options, ("adapt", *ABOUT_FILE), "is for texts: word vectors answer analogies")
+    questions = read_questions(options.data) if options.data else None
+    test = load_dataset(learner.config.dataset, learner.config.task).test
+    report = learner.evaluate(test, folder, questions)
+    write_json(folder / "evaluation.json", {"data": str(options.data or "test"), "report": report})
+    _print_report(report)
+    print(f"\nWritten to {folder / 'evaluation.json'} and {folder / VECTORS_FILE}")
+    return 0
+
+
 def predict(options: argparse.Namespace) -> int:
     folder = find_run(options.runs, options.run)
     asked = {name: v for name in SAMPLING if (v := getattr(options, name)) is not None}
-    if asked and read_config(folder).task == CLASSIFICATION:
+    if asked and read_config(folder).task != GENERATION:
         flags = ", ".join("--" + name.replace("_", "-") for name in asked)
-        raise ValueError(f"{flags}: {folder.name} labels texts, it does not write any.")
+        raise ValueError(f"{flags}: {folder.name} does not write texts.")
     texts = _texts(options)
+    if read_config(folder).task == WORD_VECTORS:
+        return _predict_neighbours(folder, texts, options.format)
     import_tensorflow()
     from training.run import load_run
 
@@ -193,8 +226,28 @@ def predict(options: argparse.Namespace) -> int:
     return 0
 
 
+def _predict_neighbours(folder: Path, words: list[str], layout: str) -> int:
+    """The nearest words of each, by the file that the run has written."""
+    from training.vectors.analogies import nearest
+    from training.vectors.files import read_vectors
+    from training.vectors.learner import VECTORS_FILE
+
+    if layout == "csv":
+        raise ValueError("--format csv has a column for each label; of word vectors take jsonl.")
+    vectors, _ = read_vectors(folder / VECTORS_FILE)
+    for word in words:
+        neighbours = nearest(vectors, word.strip(), 10)
+        if layout == "jsonl":
+            print(json.dumps({"word": word, "neighbours": neighbours}, ensure_ascii=False))
+        else:
+            print(f"{word}\t{_neighbours(neighbours)}")
+    return 0
+
+
 def export(options: argparse.Namespace) -> int:
     folder = find_run(options.runs, options.run)
+    if (config := read_config(folder)).task == WORD_VECTORS:
+        raise ValueError(NOT_SERVED.format(config.name))
     import_tensorflow()
     from training.export import export_run
 
@@ -247,6 +300,11 @@ SAMPLING: dict[str, Any] = {
     "top_p": 0.95,
     "seed": 0,
 }
+
+NOT_SERVED = (
+    "{} trains word vectors, which are not served: fit writes them to vectors.txt in the run's "
+    "folder. A classifier starts from them with --set vectors=FILE."
+)
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "fit": fit,
@@ -442,7 +500,18 @@ def _write_jsonl(answers: list[dict]) -> None:
 _WRITERS = {"lines": _write_lines, "csv": _write_csv, "jsonl": _write_jsonl}
 
 
+def _neighbours(cosines: dict[str, float]) -> str:
+    return "  ".join(f"{word} {cosine:.2f}" for word, cosine in cosines.items())
+
+
 def _headline(report: dict) -> list[str]:
+    if "analogies" in report:
+        found = report["analogies"]
+        share = found["num_correct"] / max(found["num_covered"], 1)
+        return [
+            f"analogies {share:.1%} of the {found['num_covered']:,} it knows all words of",
+            f"of {found['num_questions']:,} asked",
+        ]
     if "macro_f1" in report:
         return [f"accuracy {report['accuracy']:.2%}", f"macro F1 {report['macro_f1']:.4f}"]
     return [
@@ -470,6 +539,15 @@ def _print_report(report: dict) -> None:
             for name, row in report["by_label"].items()
         ]
         _print_table(["label", "precision", "recall", "f1", "examples"], rows)
+    if "analogies" in report:
+        print()
+        names = ("num_questions", "num_covered", "num_correct")
+        by_section = report["analogies"]["by_section"]
+        rows = [[name, *(row[key] for key in names)] for name, row in by_section.items()]
+        _print_table(["analogies", "questions", "known", "right"], rows)
+        print()
+        near = [[word, _neighbours(cosines)] for word, cosines in report["neighbours"].items()]
+        _print_table(["word", "nearest, by cosine"], near)
     for sample in report.get("samples", ()):
         print(f"\n[{sample['prompt']}]{sample['text']}")
 

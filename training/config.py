@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from model import signatures
 from model.config import MODEL_CONFIGS, TOKENIZER_CONFIGS, ModelConfig, TokenizerConfig
 from model.config.checks import PRECISIONS, require
+from model.config.word_vectors import WORD_VECTORS
 from training.datasets.config import DatasetConfig
 from training.expressions import Call, parse_value
 from training.schedules import Plateau
@@ -268,7 +269,7 @@ class RunConfig(StageConfig):
                 "compiles for one number of rows",
                 self.xla,
             )
-            allowed = [SUPERVISED] if self.task == GENERATION else list(OBJECTIVES)
+            allowed = list(OBJECTIVES) if self.task == CLASSIFICATION else [SUPERVISED]
             _one_of(f"{stage.name}'s objective", stage.objective, allowed)
             scales = any(link.name == "loss_scale" for link in resolve(stage.strategy))
             require(
@@ -288,6 +289,12 @@ class RunConfig(StageConfig):
     def _check_privacy(self) -> None:
         if not any(is_private(resolve(stage.strategy)) for stage in self.stages):
             return
+        require(
+            self.task != WORD_VECTORS,
+            "strategy",
+            f"one without dp_sgd for model={self.model.name}: counts of words are in no epsilon",
+            self.strategy,
+        )
         require(
             not self.earlier,
             "earlier",
@@ -322,7 +329,9 @@ class RunConfig(StageConfig):
 
     @property
     def task(self) -> str:
-        return GENERATION if self.model.kind == signatures.GENERATOR else CLASSIFICATION
+        """classification, generation, or word_vectors, which learns from texts of any data set."""
+        tasks = {signatures.CLASSIFIER: CLASSIFICATION, signatures.GENERATOR: GENERATION}
+        return tasks.get(self.model.kind, WORD_VECTORS)
 
     @property
     def stages(self) -> tuple[StageConfig, ...]:
@@ -394,7 +403,14 @@ _DROPOUT: _RunNeed = (
     lambda run: any(stage.dropout is None for stage in run.stages),
     "a stage with dropout=none, as dropout takes its place",
 )
+_READS_ROWS: _RunNeed = (
+    lambda run: run.task != WORD_VECTORS,
+    "a network that reads texts; word vectors learn from windows of words",
+)
 NEEDS_OF_RUN: dict[str, _RunNeed] = {
+    "label_smoothing": _READS_ROWS,
+    "max_tokens": _READS_ROWS,
+    "dropout": _READS_ROWS,
     "tune_vectors": (lambda run: run.vectors is not None, "vectors"),
     "updates_per_call": (
         lambda run: run.updates_per_call == 1 or not all(map(_watches_updates, run.stages)),

@@ -23,8 +23,9 @@ from model import signatures
 from model.generation import generate
 from training.classification import Classifier
 from training.language_model import LanguageModel, generation_inputs
-from training.run import Learner, load_run
+from training.run import load_run
 from training.runs import RESULTS_FILE, newest_export, read_config, read_json, write_json
+from training.vectors.learner import WordVectorModel
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ _PACKAGES = ("tensorflow", "tensorflow-text", "keras", "numpy")
 def export_run(folder: Path, exports: Path) -> Path:
     """Exports the best weights of the run in `folder` as the next version; returns its folder."""
     learner, config = load_run(folder), read_config(folder)
+    if isinstance(learner, WordVectorModel):
+        raise ValueError(f"{config.name} trains word vectors, which are not served.")
     if not (folder / RESULTS_FILE).is_file():
         logger.warning(f"{folder} is not finished: its best weights so far are exported.")
     base = exports / config.name
@@ -87,7 +90,7 @@ def export_run(folder: Path, exports: Path) -> Path:
     return target
 
 
-def _write_saved_model(learner: Learner, path: Path) -> None:
+def _write_saved_model(learner: Classifier | LanguageModel, path: Path) -> None:
     # Not a tf.Module that holds the model: TensorFlow would write every variable under a second
     # name that only its object loader finds, and a session, which is what serves, would not run.
     archive = keras.export.ExportArchive()
@@ -124,7 +127,7 @@ def _generate(learner: LanguageModel):
     return write
 
 
-def _golden(learner: Learner) -> dict:
+def _golden(learner: Classifier | LanguageModel) -> dict:
     """Inputs and the in-process answers to them, as plain JSON values by alias."""
     if isinstance(learner, Classifier):
         inputs = {signatures.TEXT: _GOLDEN_TEXTS}

@@ -14,7 +14,7 @@ from model.config.checks import require
 from model.dropout import dropout_rates
 from training.checkpoints import Checkpoints
 from training.classification import Classifier
-from training.config import CLASSIFICATION, RunConfig, StageConfig
+from training.config import CLASSIFICATION, GENERATION, RunConfig, StageConfig
 from training.datasets.catalogue import load_dataset
 from training.devices import check_replicas
 from training.language_model import LanguageModel
@@ -33,11 +33,12 @@ from training.runs import (
 )
 from training.stages import Observe, Stage, build_stage, fit_stage, load_data, stage_folder
 from training.strategies.replicas import Replicas
+from training.vectors.learner import WordVectorModel
 from training.vectors.start import find_vectors, start_from_vectors
 
 logger = logging.getLogger(__name__)
 
-Learner = Classifier | LanguageModel
+Learner = Classifier | LanguageModel | WordVectorModel
 
 
 def fit_run(
@@ -201,8 +202,11 @@ def _create(config: RunConfig, folder: Path, data: Any) -> Learner:
     if config.task == CLASSIFICATION:
         learner: Learner = Classifier.create(config, data, texts)
         write_json(folder / LABELS_FILE, list(data.label_names))
-    else:
+    elif config.task == GENERATION:
         learner = LanguageModel.create(config, data, texts)
+    else:
+        learner = WordVectorModel.create(config, data, texts)
+        learner.save(folder)
     learner.tokenizer.save(folder)
     if config.vectors:
         find_vectors(config, learner.tokenizer, texts_of(data, "train"), folder)
@@ -228,4 +232,5 @@ def _texts_besides(config: RunConfig, data: Any) -> list[str]:
 def _load(config: RunConfig, folder: Path) -> Learner:
     if config.task == CLASSIFICATION:
         return Classifier.load(config, folder, read_json(folder / LABELS_FILE))
-    return LanguageModel.load(config, folder)
+    kind = LanguageModel if config.task == GENERATION else WordVectorModel
+    return kind.load(config, folder)

@@ -19,13 +19,12 @@ from training.checkpoints import Checkpoints
 from training.config import (
     DISTILLATION,
     FULL_BATCH,
-    GENERATION,
     SUPERVISED,
     RunConfig,
     StageConfig,
     is_private,
 )
-from training.datasets.catalogue import DATASETS, load_dataset
+from training.datasets.catalogue import TEXTS, load_dataset
 from training.loop import Outcome, Plan, fit
 from training.objectives import Objective, build_batches, build_objective
 from training.optimizers import rules_by_variable
@@ -269,11 +268,8 @@ def stage_folder(folder: Path, config: StageConfig) -> Path:
 
 def load_data(run: RunConfig, config: StageConfig) -> Any:
     """The data of a stage. Pre-training takes texts wherever they are, without their labels."""
-    dataset = config.dataset or run.dataset
-    if config.objective in (SUPERVISED, DISTILLATION):
-        return load_dataset(dataset, run.task)
-    known = DATASETS.get(dataset.name)
-    return load_dataset(dataset, known.task if known else GENERATION)
+    has_task = config.objective in (SUPERVISED, DISTILLATION)
+    return load_dataset(config.dataset or run.dataset, run.task if has_task else TEXTS)
 
 
 def moving_weights(

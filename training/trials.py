@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from training.compare import INTERRUPTED, Cost, Record
-from training.config import GENERATION, RunConfig
+from training.config import CLASSIFICATION, RunConfig
 from training.datasets.catalogue import load_dataset
 from training.rate_finder import RangeTest, find_rate
 from training.run import begin_run, fit_run, teacher_of
@@ -86,7 +86,7 @@ def calibrate(config: RunConfig) -> Cost:
 
 def metric_of(config: RunConfig) -> str:
     """The figure on the validation split that is compared: loss (lower is better) or accuracy."""
-    return "loss" if config.task == GENERATION else "accuracy"
+    return "accuracy" if config.task == CLASSIFICATION else "loss"
 
 
 def try_settings(config: RunConfig, on_evaluation: Callable[[int, float], None]) -> float:

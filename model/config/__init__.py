@@ -24,6 +24,7 @@ from model.config.tokenizers import (
     SentencePieceTokenizerConfig,
     WordTokenizerConfig,
 )
+from model.config.word_vectors import CBOWConfig, GloVeConfig, SkipGramConfig
 
 TokenizerConfig = (
     WordTokenizerConfig
@@ -41,6 +42,9 @@ ModelConfig = (
     | LSTMLanguageModelConfig
     | PresetClassifierConfig
     | PresetGeneratorConfig
+    | SkipGramConfig
+    | CBOWConfig
+    | GloVeConfig
 )
 
 TOKENIZER_CONFIGS: dict[str, type] = {
@@ -58,4 +62,7 @@ MODEL_CONFIGS: dict[str, type] = {
     "lstm_language_model": LSTMLanguageModelConfig,
     "preset_classifier": PresetClassifierConfig,
     "preset_generator": PresetGeneratorConfig,
+    "skip_gram": SkipGramConfig,
+    "cbow": CBOWConfig,
+    "glove": GloVeConfig,
 }

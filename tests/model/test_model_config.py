@@ -7,12 +7,15 @@ from model.config import (
     TOKENIZER_CONFIGS,
     BagOfNgramsConfig,
     BidirectionalLSTMConfig,
+    CBOWConfig,
+    GloVeConfig,
     LSTMLanguageModelConfig,
     NgramTokenizerConfig,
     PresetClassifierConfig,
     PresetGeneratorConfig,
     PresetTokenizerConfig,
     SentencePieceTokenizerConfig,
+    SkipGramConfig,
     TransformerDecoderConfig,
     TransformerEncoderConfig,
     ULMFiTLSTMConfig,
@@ -52,6 +55,13 @@ LSTM_STACK = {
     "dropout_kind": UNBRANCHED,
 }
 ONE_LSTM = {"embedding_size": (0, -1), "units": (0,)}
+NEGATIVE_SAMPLING = {
+    "embedding_size": (0,),
+    "window": (0, -1),
+    "num_negatives": (0,),
+    "noise_power": (-0.1, 1.1, NAN),
+    "subsampling": (-1e-3, 2.0, NAN),
+}
 # Every setting that can be wrong, with values that are.
 WRONG = {
     WordTokenizerConfig: {"vocabulary_size": (2, 0), "min_count": (0,), "max_tokens": (0, -1)},
@@ -82,6 +92,14 @@ WRONG = {
     PresetTokenizerConfig: {"max_tokens": (0, -1), "preset": ()},
     PresetClassifierConfig: {},
     PresetGeneratorConfig: {"context_length": (1, 0)},
+    SkipGramConfig: NEGATIVE_SAMPLING,
+    CBOWConfig: NEGATIVE_SAMPLING,
+    GloVeConfig: {
+        "embedding_size": (0,),
+        "window": (0,),
+        "full_count": (0, -1.0, NAN),
+        "weight_power": (-0.1, 1.5, NAN),
+    },
     LinearRegressionConfig: {},
     DenseClassifierConfig: {"units": (0, -1)},
     LSTMTaggerConfig: ONE_LSTM,

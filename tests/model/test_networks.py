@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from model.catalogue import CLASSIFIERS, GENERATORS, PRESETS, build_model
+from model.catalogue import CLASSIFIERS, GENERATORS, PRESETS, WORD_VECTOR_MODELS, build_model
 from model.config import (
     MODEL_CONFIGS,
     BagOfNgramsConfig,
@@ -17,6 +17,7 @@ from model.config import (
     TransformerEncoderConfig,
     ULMFiTLSTMConfig,
 )
+from model.config.word_vectors import WORD_VECTORS
 from model.signatures import CLASSIFIER, GENERATOR
 
 VOCABULARY, LABELS = 30, 3
@@ -70,9 +71,11 @@ def networks():
 
 
 def test_every_name_has_a_configuration_and_a_kind():
-    assert set(MODEL_CONFIGS) == set(CLASSIFIERS) | set(GENERATORS) | set(PRESETS)
+    tables = (CLASSIFIERS, GENERATORS, PRESETS, WORD_VECTOR_MODELS)
+    assert set(MODEL_CONFIGS) == {name for table in tables for name in table}
     assert {MODEL_CONFIGS[name].kind for name in CLASSIFIERS} == {CLASSIFIER}
     assert {MODEL_CONFIGS[name].kind for name in GENERATORS} == {GENERATOR}
+    assert {MODEL_CONFIGS[name].kind for name in WORD_VECTOR_MODELS} == {WORD_VECTORS}
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS | GENERATORS)

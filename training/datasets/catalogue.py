@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from model.config.word_vectors import WORD_VECTORS
 from training.datasets import public, starter
 from training.datasets.config import USER_FILE, DatasetConfig, DatasetError
 from training.datasets.download import sha256_of
@@ -16,6 +17,7 @@ from training.datasets.user_file import load_classification_file, load_text_file
 Task = Literal["classification", "generation"]
 CLASSIFICATION: Task = "classification"
 GENERATION: Task = "generation"
+TEXTS = WORD_VECTORS  # as a task: what is learned from texts alone takes them from any data set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,9 +170,12 @@ DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _TABLE}
 def load_dataset(config: DatasetConfig, task: str) -> ClassificationData | TextData:
     """Reads, and if need be fetches, the data set a config names.
 
-    `task` "classification" gives `ClassificationData`, "generation" `TextData`. Raises
-    `DatasetError` for an unknown name, a set made for the other task, or files that cannot be read.
+    `task` "classification" gives `ClassificationData`, "generation" `TextData`, `TEXTS` either.
+    Raises `DatasetError` for an unknown name, a set made for the other task, or files that cannot
+    be read.
     """
+    if task == TEXTS:
+        task = DATASETS[config.name].task if config.name in DATASETS else GENERATION
     if task not in (CLASSIFICATION, GENERATION):
         raise DatasetError(f'task must be "classification" or "generation". Received: {task!r}')
     if config.name == USER_FILE:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from training.config import RunConfig
-from training.recipes import generation, sentiment, stages, topics
+from training.recipes import generation, sentiment, stages, topics, word_vectors
 from training.recipes.first_steps import FIRST_STEPS
 from training.recipes.presets import fine_tuned as fine_tuned
 
@@ -29,6 +29,9 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "sentiment_lora": stages.sentiment_lora,
     "sentiment_distilled": stages.sentiment_distilled,
     "shakespeare_warmup": stages.shakespeare_warmup,
+    "skip_gram": word_vectors.skip_gram,
+    "cbow": word_vectors.cbow,
+    "glove": word_vectors.glove,
 }
 
 
