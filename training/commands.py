@@ -182,7 +182,9 @@ def _evaluate_vectors(learner: Any, folder: Path, options: argparse.Namespace) -
     from training.vectors.analogies import read_questions
     from training.vectors.learner import VECTORS_FILE
 
-    _refuse(options, ("adapt", *ABOUT_FILE), "is for texts: word vectors answer analogies")
+    if options.adapt:
+        raise ValueError("--adapt is for texts; word vectors answer analogies.")
+    _refuse(options, ABOUT_FILE, "is for texts; word vectors answer the analogies of --data")
     questions = read_questions(options.data) if options.data else None
     test = load_dataset(learner.config.dataset, learner.config.task).test
     report = learner.evaluate(test, folder, questions)
@@ -509,8 +511,8 @@ def _headline(report: dict) -> list[str]:
         found = report["analogies"]
         share = found["num_correct"] / max(found["num_covered"], 1)
         return [
-            f"analogies {share:.1%} of the {found['num_covered']:,} it knows all words of",
-            f"of {found['num_questions']:,} asked",
+            f"analogies {share:.1%} right",
+            f"{found['num_covered']:,} of {found['num_questions']:,} answerable",
         ]
     if "macro_f1" in report:
         return [f"accuracy {report['accuracy']:.2%}", f"macro F1 {report['macro_f1']:.4f}"]

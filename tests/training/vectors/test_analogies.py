@@ -1,8 +1,5 @@
 """Neighbours and analogies, on vectors whose answers are known and on the real ones."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -113,8 +110,8 @@ def test_our_own_questions_are_of_four_words_each_and_none_is_asked_twice():
 
 
 @pytest.mark.data
-def test_real_glove_knows_its_neighbours_and_analogies():
-    path = Path(os.environ["STEPWISE_DATA"]) / "vectors" / "glove.6B.50d.first2446.txt"
+def test_real_glove_knows_its_neighbours_and_analogies(real_vectors):
+    path = real_vectors / "glove.6B.50d.first2446.txt"
     vectors, _ = read_vectors(path)
     assert {"germany", "italy", "spain"} & nearest(vectors, "france", 5).keys()
     assert "daughter" in nearest(vectors, "son", 3) and "four" in nearest(vectors, "three", 2)
@@ -123,10 +120,9 @@ def test_real_glove_knows_its_neighbours_and_analogies():
 
 
 @pytest.mark.data
-def test_real_chinese_characters_know_theirs():
-    path = Path(os.environ["STEPWISE_DATA"]) / "vectors" / "zh_char_tencent.200d.txt.gz"
+def test_real_chinese_characters_know_theirs(real_vectors):
+    path = real_vectors / "zh_char_tencent.200d.txt.gz"
     vectors, _ = read_vectors(path)
     assert {"五", "三"} & nearest(vectors, "四", 3).keys()
     found = accuracy_of(vectors, built_in_questions())
-    print(found)
     assert found["by_section"]["zh, 男女"]["num_correct"] > 10

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -142,8 +141,8 @@ def test_tuning_without_vectors_does_nothing_and_is_refused(config):
 
 
 @pytest.mark.data
-def test_rows_of_the_real_glove_are_copied(config, tmp_path):
-    path = Path(os.environ["STEPWISE_DATA"]) / "vectors" / "glove.6B.50d.first2446.txt"
+def test_rows_of_the_real_glove_are_copied(config, tmp_path, real_vectors):
+    path = real_vectors / "glove.6B.50d.first2446.txt"
     changes = [f"vectors={path}", "model.embedding_size=50"]
     learner = begun(override(config, changes), tmp_path / "run")
     np.testing.assert_allclose(row_of(learner, "good")[:2], [-0.35586, 0.5213], rtol=1e-6)

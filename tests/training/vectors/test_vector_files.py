@@ -206,14 +206,9 @@ def test_a_missing_file_is_refused_by_its_name(tmp_path):
 # The real ones ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def real():
-    return Path(os.environ["STEPWISE_DATA"]) / "vectors"
-
-
 @pytest.mark.data
-def test_real_glove(real):
-    path = real / "glove.6B.50d.first2446.txt"
+def test_real_glove(real_vectors):
+    path = real_vectors / "glove.6B.50d.first2446.txt"
     vectors, faults = read_vectors(path)
     assert vectors.matrix.shape == (2446, 50) and not faults.count
     assert (vectors.words[0], vectors.words[-1]) == ("the", "handed")
@@ -223,12 +218,12 @@ def test_real_glove(real):
 
 
 @pytest.mark.data
-def test_the_real_copy_in_another_encoding_is_refused(real):
+def test_the_real_copy_in_another_encoding_is_refused(real_vectors):
     with pytest.raises(VectorsError, match="line 218 has the byte 0x96.*Windows-1252.*iconv"):
-        look_up(real / "glove.6B.50d.first2446.cp1252.txt", ["the"])
+        look_up(real_vectors / "glove.6B.50d.first2446.cp1252.txt", ["the"])
 
 
 @pytest.mark.data
-def test_real_chinese_vectors(real):
-    vectors, faults = read_vectors(real / "zh_char_tencent.200d.txt.gz")
+def test_real_chinese_vectors(real_vectors):
+    vectors, faults = read_vectors(real_vectors / "zh_char_tencent.200d.txt.gz")
     assert vectors.matrix.shape == (4729, 200) and not faults.count
