@@ -52,7 +52,7 @@ class Settings(TypedDict, total=False):
     sampling: str  # "shuffled" or "poisson"
 
 
-class _Planned:
+class PlannedBatches:
     """Batches by `Settings`; what an example is and how it becomes a row is left to others."""
 
     num_examples: int
@@ -118,7 +118,7 @@ def _limits(max_tokens: int | str | None, num_updates: int | None) -> np.ndarray
     return None if max_tokens is None else np.array([max_tokens])
 
 
-class ClassificationBatches(_Planned):
+class ClassificationBatches(PlannedBatches):
     """{"tokens": int32 (B, T), "label": int32 (B,)}; T is the batch's longest text, id 0 pads.
 
     Every pass draws a new order, and texts of like length share a batch unless the batch size is a
@@ -166,7 +166,7 @@ def _pad(
     return {"tokens": tokens, "label": labels[indices].astype(np.int32)}
 
 
-class LanguageModelBatches(_Planned):
+class LanguageModelBatches(PlannedBatches):
     """{"tokens": int32 (B, T), "targets": int32 (B, T)}: the next token of each, id 0 pads.
 
     A row is one document, begin and end included, or a piece of one that is longer than

@@ -98,7 +98,7 @@ def accuracy_of(vectors: WordVectors, questions: Sequence[Question]) -> dict:
     """How many questions are answered rightly, in all and by section.
 
     The answer is the word closest by cosine to b - a + c, vectors of length 1, other than the three
-    (3CosAdd; Mikolov et al., 2013c; Levy & Goldberg, 2014, eq. 2). A question counts as covered if
+    (3CosAdd; Mikolov et al., 2013c; Levy & Goldberg, 2014). A question counts as covered if
     the vocabulary has all four words, in the given or in lower case. Gives "num_questions",
     "num_covered", "num_correct", and by section these three.
     """

@@ -13,7 +13,7 @@ from typing import Unpack
 import numpy as np
 
 from model.config import CBOWConfig, SkipGramConfig
-from training.pipeline import Batch, Settings, _Planned
+from training.pipeline import Batch, PlannedBatches, Settings
 
 FIRST_WORD = 2  # ids of padding and of unknown words are before
 _NEGATIVES = 2_000_003  # keeps these draws apart from those of the order
@@ -53,7 +53,7 @@ def noise(counts: np.ndarray, power: float) -> np.ndarray:
     return weight / max(weight.sum(), 1e-300)
 
 
-class WindowBatches(_Planned):
+class WindowBatches(PlannedBatches):
     """int32 {"inputs": (B, I), "outputs": (B, O), "negatives": (B, K)}; id 0 pads.
 
     An example is a word with a window of b words on each side, b even in 1 to W, as in word2vec.c;
@@ -62,7 +62,7 @@ class WindowBatches(_Planned):
     draws in each, so a window then reaches farther. As many are kept in every pass: they are picked
     by a comb of even steps over the summed chances, laid at a random place (systematic sampling).
 
-    The K words of noise are drawn once for a window (Ji et al., 2016, sec. 3.2). One that is among
+    The K words of noise are drawn once for a window (Ji et al., 2016). One that is among
     the outputs of its row is left out, as in word2vec.c.
 
     `counts` (V,) are those of the training split, whichever stream is read. A pass is held in
@@ -154,7 +154,7 @@ def co_occurrences(stream: Stream, window: int, vocabulary_size: int) -> Cells:
     return Cells(rows, columns, both.data.astype(np.float32))
 
 
-class CellBatches(_Planned):
+class CellBatches(PlannedBatches):
     """{"inputs": int32 (B, 1), "outputs": int32 (B, 1), "count": float32 (B,)}, a cell each.
 
     Every pass has each cell once in a new order. Further: `Settings`.

@@ -57,7 +57,8 @@ class Faults:
 
     def __str__(self) -> str:
         more = f"; and {self.count - len(self.named):,} more" * (self.count > len(self.named))
-        return f"{self.count:,} {self.place}s left out: {'; '.join(self.named)}{more}"
+        places = f"{self.count:,} {self.place}{'s' * (self.count != 1)}"
+        return f"{places} left out: {'; '.join(self.named)}{more}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,7 +54,7 @@ def start_from_vectors(learner: Any, folder: Path) -> None:
     """Sets rows of the embedding to what `find_vectors` kept.
 
     The other rows keep their random values, scaled to the standard deviation of those that were
-    found: Kim (2014, sec. 3.2) draws them with the variance of the pre-trained ones.
+    found: Kim (2014, sec. 4.3) draws them with the variance of the pre-trained ones.
     """
     with np.load(folder / FOUND_FILE) as found:
         rows, values = found["rows"], found["values"]

@@ -77,7 +77,7 @@ def test_coverage_and_broken_lines_are_told(config, tmp_path, caplog):
         f"glove.txt: 2 of {size} words of the vocabulary found ({2 / size:.1%}), 1 of them" in told
     )
     assert f"{share:.1%} of the running words" in told and 0.1 < share < 0.5
-    assert "glove.txt: 1 lines left out: line 3: no number: b'x'." in told
+    assert "glove.txt: 1 line left out: line 3: no number: b'x'." in told
 
 
 @pytest.mark.parametrize("tuned", [True, False])
