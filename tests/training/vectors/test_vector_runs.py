@@ -95,8 +95,10 @@ def test_a_run_loaded_has_the_vectors_of_its_file_to_the_bit(fitted, name):
     vectors, _ = read_vectors(fitted[name] / "vectors.txt")
     assert vectors.words == learner.tokenizer.words
     assert vectors.matrix.tobytes() == learner.vectors().matrix.tobytes()
-    # The same validation texts, windows and noise give the same figure as while training.
     assert learner.counts.sum() > 1000 and not learner.counts[:2].any()
+    # The same windows and the same noise every time.
+    validation = load_dataset(learner.config.dataset, learner.config.task).validation
+    assert learner.figures_of(validation) == read_json(fitted[name] / "results.json")["validation"]
 
 
 def test_a_stopped_run_ends_as_if_never_stopped(fitted, path, tmp_path, monkeypatch):
