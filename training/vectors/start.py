@@ -70,7 +70,7 @@ def embedding_of(learner: Any) -> Any:
     found = [
         v
         for v in learner.model.variables
-        if v.path.endswith("embedding/embeddings")
+        if v.path.split("/")[-2:] == ["embedding", "embeddings"]
         and v.shape[0] == learner.tokenizer.vocabulary_size
     ]
     if len(found) != 1:
