@@ -10,23 +10,31 @@ import keras
 from model.bag_of_ngrams import BagOfNgrams
 from model.config import ModelConfig
 from model.config.checks import PRECISIONS
+from model.dpcnn import DPCNN
+from model.gated_convolution import GatedConvolution
+from model.hierarchical import Hierarchical
 from model.preset_tokenizer import Preset
 from model.presets import PresetClassifier, PresetGenerator
-from model.recurrent import BidirectionalLSTM, LSTMLanguageModel, ULMFiTLSTM
+from model.recurrent import Recurrent, RecurrentLanguageModel, ULMFiTLSTM
+from model.text_cnn import TextCNN
 from model.transformer import TransformerDecoder, TransformerEncoder
 from model.word_vectors import GloVe, Word2Vec
 
 # Each is called with (config, vocabulary_size, num_labels) and maps tokens (B, T) to (B, K).
 CLASSIFIERS: dict[str, Callable[..., keras.Model]] = {
     "bag_of_ngrams": BagOfNgrams,
-    "bidirectional_lstm": BidirectionalLSTM,
+    "text_cnn": TextCNN,
+    "gated_convolution": GatedConvolution,
+    "dpcnn": DPCNN,
+    "recurrent": Recurrent,
+    "hierarchical": Hierarchical,
     "ulmfit_lstm": ULMFiTLSTM,
     "transformer_encoder": TransformerEncoder,
 }
 # Each is called with (config, vocabulary_size) and can prefill and decode.
 GENERATORS: dict[str, Callable[..., keras.Model]] = {
     "transformer_decoder": TransformerDecoder,
-    "lstm_language_model": LSTMLanguageModel,
+    "recurrent_language_model": RecurrentLanguageModel,
 }
 # Those whose make comes with the tokenizer: called with (config, preset) and, to classify, the
 # number of labels.

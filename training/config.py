@@ -356,7 +356,7 @@ class RunConfig(StageConfig):
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-# Sections whose class follows from a name: `model=bidirectional_lstm` swaps the whole section.
+# Sections whose class follows from a name: `model=recurrent` swaps the whole section.
 _CHOICES = {"model": MODEL_CONFIGS, "tokenizer": TOKENIZER_CONFIGS}
 
 

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from model.config.classifiers import (
     BagOfNgramsConfig,
-    BidirectionalLSTMConfig,
+    DPCNNConfig,
+    GatedConvolutionConfig,
+    HierarchicalConfig,
     PresetClassifierConfig,
+    RecurrentConfig,
+    TextCNNConfig,
     TransformerEncoderConfig,
     ULMFiTLSTMConfig,
 )
 from model.config.generators import (
-    LSTMLanguageModelConfig,
     PresetGeneratorConfig,
+    RecurrentLanguageModelConfig,
     TransformerDecoderConfig,
 )
 from model.config.tokenizers import (
@@ -35,16 +39,20 @@ TokenizerConfig = (
 
 ModelConfig = (
     BagOfNgramsConfig
-    | BidirectionalLSTMConfig
+    | TextCNNConfig
+    | GatedConvolutionConfig
+    | DPCNNConfig
+    | RecurrentConfig
+    | HierarchicalConfig
     | ULMFiTLSTMConfig
     | TransformerEncoderConfig
     | TransformerDecoderConfig
-    | LSTMLanguageModelConfig
     | PresetClassifierConfig
     | PresetGeneratorConfig
     | SkipGramConfig
     | CBOWConfig
     | GloVeConfig
+    | RecurrentLanguageModelConfig
 )
 
 TOKENIZER_CONFIGS: dict[str, type] = {
@@ -55,14 +63,18 @@ TOKENIZER_CONFIGS: dict[str, type] = {
 }
 MODEL_CONFIGS: dict[str, type] = {
     "bag_of_ngrams": BagOfNgramsConfig,
-    "bidirectional_lstm": BidirectionalLSTMConfig,
+    "text_cnn": TextCNNConfig,
+    "gated_convolution": GatedConvolutionConfig,
+    "dpcnn": DPCNNConfig,
+    "recurrent": RecurrentConfig,
+    "hierarchical": HierarchicalConfig,
     "ulmfit_lstm": ULMFiTLSTMConfig,
     "transformer_encoder": TransformerEncoderConfig,
     "transformer_decoder": TransformerDecoderConfig,
-    "lstm_language_model": LSTMLanguageModelConfig,
     "preset_classifier": PresetClassifierConfig,
     "preset_generator": PresetGeneratorConfig,
     "skip_gram": SkipGramConfig,
     "cbow": CBOWConfig,
     "glove": GloVeConfig,
+    "recurrent_language_model": RecurrentLanguageModelConfig,
 }

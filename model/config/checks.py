@@ -6,6 +6,8 @@ from typing import Any
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")  # of products and activations
 DROPOUT_KINDS = ("elementwise", "locked", "token", "layer")
+CELLS = ("rnn", "lstm", "peephole_lstm", "gru", "gru_reset_before")  # of `model.cells`
+POOLINGS = ("max", "mean", "last", "attention")
 UNBRANCHED = tuple(kind for kind in DROPOUT_KINDS if kind != "layer")  # no branch to leave out
 
 
@@ -28,7 +30,26 @@ def check_positive(setting: str, value: int) -> None:
     require(value > 0, setting, "a whole number above 0", value)
 
 
-def check_lstm_stack(config: Any) -> None:
+def check_cell(cell: str) -> None:
+    require(cell in CELLS, "model.cell", f"one of {', '.join(CELLS)}", cell)
+
+
+def check_pooling(pooling: str) -> None:
+    require(pooling in POOLINGS, "model.pooling", f"one of {', '.join(POOLINGS)}", pooling)
+
+
+def check_convolutions(config: Any) -> None:
+    check_positive("model.width", config.width)
+    require(
+        config.kernel_size > 0 and config.kernel_size % 2 == 1,
+        "model.kernel_size",
+        "an odd number above 0, as a window is centred on its token",
+        config.kernel_size,
+    )
+    check_dropout(config.dropout, config.dropout_kind, UNBRANCHED)
+
+
+def check_recurrent_stack(config: Any) -> None:
     check_positive("model.embedding_size", config.embedding_size)
     check_positive("model.units", config.units)
     check_positive("model.num_layers", config.num_layers)

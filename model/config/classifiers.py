@@ -8,10 +8,13 @@ from typing import ClassVar
 from model import signatures
 from model.config.checks import (
     UNBRANCHED,
+    check_cell,
+    check_convolutions,
     check_dropout,
-    check_lstm_stack,
+    check_pooling,
     check_positive,
     check_rate,
+    check_recurrent_stack,
     require,
 )
 from model.config.transformers import BlocksConfig
@@ -42,19 +45,113 @@ class BagOfNgramsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BidirectionalLSTMConfig:
-    """Embedding, one bidirectional LSTM, maximum over time."""
+class TextCNNConfig:
+    """Convolutions of several widths, each the maximum over time (Kim, 2014)."""
 
     kind: ClassVar[str] = signatures.CLASSIFIER
     tokenizers: ClassVar[tuple[str, ...]] = ("word",)  # that it reads
     embedding_size: int = 128
-    units: int = 96  # in each direction
-    dropout: float = 0.4
+    widths: str = "3, 4, 5"  # tokens under each filter
+    filters: int = 100  # of each width
+    dropout: float = 0.5
     dropout_kind: str = "elementwise"  # or locked: a feature at all steps; token: a whole step
-    name: str = "bidirectional_lstm"
+    name: str = "text_cnn"
 
     def __post_init__(self) -> None:
         check_positive("model.embedding_size", self.embedding_size)
+        parts = [part.strip() for part in self.widths.split(",")]
+        require(
+            all(part.isdecimal() and int(part) > 0 for part in parts),
+            "model.widths",
+            "whole numbers above 0 with commas between them, such as 3,4,5",
+            self.widths,
+        )
+        check_positive("model.filters", self.filters)
+        check_dropout(self.dropout, self.dropout_kind, UNBRANCHED)
+
+    def sizes(self) -> list[int]:
+        """`widths`, read: tokens under each filter."""
+        return [int(part) for part in self.widths.split(",")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedConvolutionConfig:
+    """Residual layers of gated convolutions (Dauphin et al., 2017)."""
+
+    kind: ClassVar[str] = signatures.CLASSIFIER
+    tokenizers: ClassVar[tuple[str, ...]] = ("word",)  # that it reads
+    width: int = 128  # of the embedding and of every layer
+    kernel_size: int = 3  # tokens
+    num_layers: int = 2
+    pooling: str = "max"  # or mean, last, attention
+    dropout: float = 0.3
+    dropout_kind: str = "elementwise"  # or locked: a feature at all steps; token: a whole step
+    name: str = "gated_convolution"
+
+    def __post_init__(self) -> None:
+        check_convolutions(self)
+        check_positive("model.num_layers", self.num_layers)
+        check_pooling(self.pooling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPCNNConfig:
+    """Deep pyramid: each block of convolutions reads half as many steps (Johnson & Zhang, 2017)."""
+
+    kind: ClassVar[str] = signatures.CLASSIFIER
+    tokenizers: ClassVar[tuple[str, ...]] = ("word",)  # that it reads
+    embedding_size: int = 128
+    width: int = 128  # of every layer behind the embedding
+    kernel_size: int = 3  # steps
+    num_blocks: int = 4  # of two convolutions; the steps are halved between them
+    dropout: float = 0.3
+    dropout_kind: str = "elementwise"  # or locked: a feature at all steps; token: a whole step
+    name: str = "dpcnn"
+
+    def __post_init__(self) -> None:
+        check_positive("model.embedding_size", self.embedding_size)
+        check_convolutions(self)
+        check_positive("model.num_blocks", self.num_blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecurrentConfig:
+    """Embedding, recurrent layers of any cell in one or both directions, pooled over time."""
+
+    kind: ClassVar[str] = signatures.CLASSIFIER
+    tokenizers: ClassVar[tuple[str, ...]] = ("word",)  # that it reads
+    embedding_size: int = 128
+    cell: str = "lstm"  # or rnn, peephole_lstm, gru, gru_reset_before
+    units: int = 96  # in each direction
+    num_layers: int = 1
+    bidirectional: bool = True
+    pooling: str = "max"  # or mean, last, attention
+    dropout: float = 0.4
+    dropout_kind: str = "elementwise"  # or locked: a feature at all steps; token: a whole step
+    name: str = "recurrent"
+
+    def __post_init__(self) -> None:
+        check_cell(self.cell)
+        check_recurrent_stack(self)
+        check_pooling(self.pooling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HierarchicalConfig:
+    """Words make sentences, sentences a document, by attention (Yang et al., 2016)."""
+
+    kind: ClassVar[str] = signatures.CLASSIFIER
+    tokenizers: ClassVar[tuple[str, ...]] = ("word",)  # that it reads
+    embedding_size: int = 128
+    sentence_tokens: int = 24  # tokenizers keep no sentences: a text is cut every so many tokens
+    units: int = 64  # of the GRUs over words and over sentences, in each direction
+    dropout: float = 0.3
+    dropout_kind: str = "elementwise"  # or locked: a feature at all steps; token: a whole step
+    name: str = "hierarchical"
+
+    def __post_init__(self) -> None:
+        check_positive("model.embedding_size", self.embedding_size)
+        check_positive("model.sentence_tokens", self.sentence_tokens)
         check_positive("model.units", self.units)
         check_dropout(self.dropout, self.dropout_kind, UNBRANCHED)
 
@@ -73,7 +170,7 @@ class ULMFiTLSTMConfig:
     name: str = "ulmfit_lstm"
 
     def __post_init__(self) -> None:
-        check_lstm_stack(self)
+        check_recurrent_stack(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from model import signatures
-from model.config.checks import check_lstm_stack, require
+from model.config.checks import check_cell, check_recurrent_stack, require
 from model.config.transformers import BlocksConfig
 
 
@@ -29,21 +29,23 @@ class TransformerDecoderConfig(BlocksConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LSTMLanguageModelConfig:
-    """Left-to-right LSTMs with a tied output head; its state can be carried from text to text."""
+class RecurrentLanguageModelConfig:
+    """Left-to-right recurrent layers, a tied output head; the state goes on from text to text."""
 
     kind: ClassVar[str] = signatures.GENERATOR
     tokenizers: ClassVar[tuple[str, ...]] = ("sentencepiece",)  # that it reads
+    cell: str = "lstm"  # or rnn, peephole_lstm, gru, gru_reset_before
     embedding_size: int = 128  # and the units of the last layer, whose head is the embedding
     units: int = 256  # of the layers before the last
     num_layers: int = 2
     dropout: float = 0.2
     dropout_kind: str = "locked"
     context_length: int = 256  # tokens, prompt and answer together
-    name: str = "lstm_language_model"
+    name: str = "recurrent_language_model"
 
     def __post_init__(self) -> None:
-        check_lstm_stack(self)
+        check_cell(self.cell)
+        check_recurrent_stack(self)
         require(self.context_length > 1, "model.context_length", "above 1", self.context_length)
 
 

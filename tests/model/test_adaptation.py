@@ -14,7 +14,7 @@ from model.adaptation import (
     sees_ahead,
 )
 from model.catalogue import build_model
-from model.config import BagOfNgramsConfig, BidirectionalLSTMConfig
+from model.config import BagOfNgramsConfig, RecurrentConfig
 from tests.model.adaptation_proofs import (
     LABELS,
     MUTANTS,
@@ -72,7 +72,7 @@ def test_tent_moves_on_from_batch_to_batch_until_reset():
     np.testing.assert_array_equal(tent.predict(tokens), first)
 
 
-@pytest.mark.parametrize("config", [BagOfNgramsConfig(), BidirectionalLSTMConfig(units=2)])
+@pytest.mark.parametrize("config", [BagOfNgramsConfig(), RecurrentConfig(units=2)])
 def test_tent_refuses_networks_without_normalisation(config):
     model = build_model(config, 9, 2, seed=0)
     with pytest.raises(ValueError, match=f"{type(model).__name__} has none. Use neighbours"):

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from model.catalogue import build_model
 from model.config import (
-    LSTMLanguageModelConfig,
+    RecurrentLanguageModelConfig,
     SentencePieceTokenizerConfig,
     TransformerDecoderConfig,
 )
@@ -193,7 +193,7 @@ def test_an_empty_batch_gives_empty_answers(run):
 
 def test_a_recurrent_network_writes_what_its_plain_call_would_say(tokenizer, tmp_path):
     """In the process, and from an export that knows only TensorFlow's ops."""
-    config = LSTMLanguageModelConfig(embedding_size=16, units=12, context_length=CONTEXT)
+    config = RecurrentLanguageModelConfig(embedding_size=16, units=12, context_length=CONTEXT)
     model = build_model(config, tokenizer.vocabulary_size, seed=0)
     rng = np.random.default_rng(0)
     for variable in model.trainable_variables:

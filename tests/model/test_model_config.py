@@ -6,16 +6,20 @@ from model.config import (
     MODEL_CONFIGS,
     TOKENIZER_CONFIGS,
     BagOfNgramsConfig,
-    BidirectionalLSTMConfig,
     CBOWConfig,
+    DPCNNConfig,
+    GatedConvolutionConfig,
     GloVeConfig,
-    LSTMLanguageModelConfig,
+    HierarchicalConfig,
     NgramTokenizerConfig,
     PresetClassifierConfig,
     PresetGeneratorConfig,
     PresetTokenizerConfig,
+    RecurrentConfig,
+    RecurrentLanguageModelConfig,
     SentencePieceTokenizerConfig,
     SkipGramConfig,
+    TextCNNConfig,
     TransformerDecoderConfig,
     TransformerEncoderConfig,
     ULMFiTLSTMConfig,
@@ -47,13 +51,11 @@ TRANSFORMER = {
     "initialization": ("zeros", None),
 }
 UNBRANCHED = ("columns", "layer", None)
-LSTM_STACK = {
-    "embedding_size": (0,),
-    "units": (0, -1),
-    "num_layers": (0, -1),
-    "dropout": RATES,
-    "dropout_kind": UNBRANCHED,
-}
+DROPOUT = {"dropout": RATES, "dropout_kind": UNBRANCHED}
+LSTM_STACK = {"embedding_size": (0,), "units": (0, -1), "num_layers": (0, -1), **DROPOUT}
+CELL = {"cell": ("LSTM", "", None)}
+POOLING = {"pooling": ("sum", "", None)}
+CONVOLUTIONS = {"width": (0, -1), "kernel_size": (0, -1, 2), **DROPOUT}
 ONE_LSTM = {"embedding_size": (0, -1), "units": (0,)}
 NEGATIVE_SAMPLING = {
     "embedding_size": (0,),
@@ -78,17 +80,25 @@ WRONG = {
         "scale": (0, -4.0, NAN),
         "ngram_dropout": RATES,
     },
-    BidirectionalLSTMConfig: {
+    TextCNNConfig: {
         "embedding_size": (0,),
+        "widths": ("", "3,,4", "3;4", "0", "-3", "3, four"),
+        "filters": (0, -1),
+        **DROPOUT,
+    },
+    GatedConvolutionConfig: CONVOLUTIONS | POOLING | {"num_layers": (0, -1)},
+    DPCNNConfig: CONVOLUTIONS | {"embedding_size": (0,), "num_blocks": (0, -1)},
+    RecurrentConfig: LSTM_STACK | CELL | POOLING | {"bidirectional": ()},  # true or false
+    HierarchicalConfig: {
+        "embedding_size": (0,),
+        "sentence_tokens": (0, -1),
         "units": (0, -1),
-        "dropout": RATES,
-        "dropout_kind": UNBRANCHED,
+        **DROPOUT,
     },
     ULMFiTLSTMConfig: LSTM_STACK,
     TransformerEncoderConfig: TRANSFORMER | {"token_head": (), "max_positions": (0, -1)},
     TransformerDecoderConfig: TRANSFORMER
     | {"context_length": (1, 0, -3), "tied_head": (), "value_embeddings": ()},
-    LSTMLanguageModelConfig: LSTM_STACK | {"context_length": (1, 0, -3)},
     PresetTokenizerConfig: {"max_tokens": (0, -1), "preset": ()},
     PresetClassifierConfig: {},
     PresetGeneratorConfig: {"context_length": (1, 0)},
@@ -100,6 +110,7 @@ WRONG = {
         "full_count": (0, -1.0, NAN),
         "weight_power": (-0.1, 1.5, NAN),
     },
+    RecurrentLanguageModelConfig: LSTM_STACK | CELL | {"context_length": (1, 0, -3)},
     LinearRegressionConfig: {},
     DenseClassifierConfig: {"units": (0, -1)},
     LSTMTaggerConfig: ONE_LSTM,

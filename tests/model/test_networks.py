@@ -11,8 +11,12 @@ from model.catalogue import CLASSIFIERS, GENERATORS, PRESETS, WORD_VECTOR_MODELS
 from model.config import (
     MODEL_CONFIGS,
     BagOfNgramsConfig,
-    BidirectionalLSTMConfig,
-    LSTMLanguageModelConfig,
+    DPCNNConfig,
+    GatedConvolutionConfig,
+    HierarchicalConfig,
+    RecurrentConfig,
+    RecurrentLanguageModelConfig,
+    TextCNNConfig,
     TransformerDecoderConfig,
     TransformerEncoderConfig,
     ULMFiTLSTMConfig,
@@ -23,13 +27,19 @@ from model.signatures import CLASSIFIER, GENERATOR
 VOCABULARY, LABELS = 30, 3
 SMALL = {
     "bag_of_ngrams": BagOfNgramsConfig(ngram_dropout=0.3, scale=4.0),
-    "bidirectional_lstm": BidirectionalLSTMConfig(embedding_size=8, units=6),
+    "text_cnn": TextCNNConfig(embedding_size=8, filters=6),
+    "gated_convolution": GatedConvolutionConfig(width=8),
+    "dpcnn": DPCNNConfig(embedding_size=8, width=8, num_blocks=3),
+    "recurrent": RecurrentConfig(embedding_size=8, units=6),
+    "hierarchical": HierarchicalConfig(embedding_size=8, units=4, sentence_tokens=2),
     "ulmfit_lstm": ULMFiTLSTMConfig(embedding_size=8, units=6),
     "transformer_encoder": TransformerEncoderConfig(width=16, num_heads=2, inner_width=24),
     "transformer_decoder": TransformerDecoderConfig(
         num_layers=2, width=16, num_heads=2, inner_width=24, context_length=16
     ),
-    "lstm_language_model": LSTMLanguageModelConfig(embedding_size=8, units=6, context_length=16),
+    "recurrent_language_model": RecurrentLanguageModelConfig(
+        embedding_size=8, units=6, context_length=16
+    ),
 }
 # Distinct ids in a row, as n-grams are; rows of four lengths.
 ROWS = [[3, 7, 9, 4, 12, 2], [5], [11, 2, 8], [29, 1, 6, 7]]

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from model.catalogue import build_model
-from model.config import LSTMLanguageModelConfig, ULMFiTLSTMConfig
+from model.config import RecurrentLanguageModelConfig, ULMFiTLSTMConfig
 
 TOKENS = np.array([[3, 7, 9, 4, 12, 2, 8], [5, 2, 11, 6, 1, 0, 0], [1, 0, 0, 0, 0, 0, 0]], np.int32)
 
@@ -22,7 +22,7 @@ def with_random_weights(model):
 
 @pytest.fixture(scope="module")
 def language_model():
-    config = LSTMLanguageModelConfig(embedding_size=8, units=6, num_layers=3)
+    config = RecurrentLanguageModelConfig(embedding_size=8, units=6, num_layers=3)
     return with_random_weights(build_model(config, 20, seed=0))
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from model.config import (
     BagOfNgramsConfig,
-    BidirectionalLSTMConfig,
     NgramTokenizerConfig,
+    RecurrentConfig,
     WordTokenizerConfig,
 )
 from model.tokenizers import NgramTokenizer, WordTokenizer
@@ -128,9 +128,9 @@ def test_the_vocabulary_knows_no_word_of_the_other_splits():
 
 def test_a_saved_vocabulary_makes_the_same_classifier(tmp_path):
     values = CONFIG.to_dict() | {"seed": 3}
-    values["model"] = {"name": "bidirectional_lstm", "embedding_size": 4, "units": 3}
+    values["model"] = {"name": "recurrent", "embedding_size": 4, "units": 3}
     config = RunConfig.from_dict(values)
-    assert isinstance(config.model, BidirectionalLSTMConfig)
+    assert isinstance(config.model, RecurrentConfig)
     first = Classifier.create(config, DATA)
     first.tokenizer.save(tmp_path)
     again = Classifier.load(config, tmp_path, DATA.label_names)

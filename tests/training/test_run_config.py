@@ -5,8 +5,8 @@ import pytest
 
 from model.config import (
     BagOfNgramsConfig,
-    BidirectionalLSTMConfig,
     NgramTokenizerConfig,
+    RecurrentConfig,
     SentencePieceTokenizerConfig,
     TransformerDecoderConfig,
     TransformerEncoderConfig,
@@ -97,7 +97,7 @@ OTHERWISE = {
     "tokenizer.vocabulary_size": ["tokenizer.vocabulary_size=99"],
     "tokenizer.min_count": ["tokenizer.min_count=9"],
     "tokenizer.max_tokens": ["tokenizer.max_tokens=9"],
-    "model.name": ["model=bidirectional_lstm"],
+    "model.name": ["model=recurrent"],
     "model.num_layers": ["model.num_layers=9"],
     "model.width": ["model.width=64"],
     "model.num_heads": ["model.num_heads=2"],
@@ -243,8 +243,8 @@ def test_an_override_changes_nothing_else():
 
 
 def test_sections_are_swapped_by_name_and_the_order_counts():
-    config = override(small(), ["model=bidirectional_lstm", "model.units=5"])
-    assert config.model == BidirectionalLSTMConfig(units=5)
+    config = override(small(), ["model=recurrent", "model.units=5"])
+    assert config.model == RecurrentConfig(units=5)
     config = override(small(), ["tokenizer=ngram", "model=bag_of_ngrams"])
     assert (config.tokenizer, config.model) == (NgramTokenizerConfig(), BagOfNgramsConfig())
     # What was set before the swap belonged to the old section.
@@ -264,9 +264,9 @@ def test_sections_are_swapped_by_name_and_the_order_counts():
         ("strategy=sam(lookahead(adamw))", ["Turn them around: lookahead(sam(...))"]),
         ("optimiser.clip_norm=1", ["Unknown setting optimiser.", "Did you mean optimizer?"]),
         ("model.units=3", ["Unknown setting model.units", "model.width"]),  # of another model
-        ("model=lstm", ["model must be one of bag_of_ngrams, bidirectional_lstm", "'lstm'"]),
+        ("model=lstm", ["model must be one of bag_of_ngrams, text_cnn", "'lstm'"]),
         ("tokenizer=bpe", ["tokenizer must be one of word, ngram, sentencepiece"]),
-        ("model.name=bidirectional_lstm", ["model=NAME"]),
+        ("model.name=recurrent", ["model=NAME"]),
         ("optimizer=sgd", ["optimizer is a section", "optimizer.schedule", "'sgd'"]),
         ("dataset=imdb", ["dataset is a section", "dataset.name", "'imdb'"]),
         ("seed.value=3", ["seed has no settings inside", "seed.value"]),
@@ -462,8 +462,8 @@ def test_rate_factors_are_pairs_in_order():
         (BagOfNgramsConfig(), NgramTokenizerConfig(), True),
         (BagOfNgramsConfig(), WordTokenizerConfig(), True),
         (BagOfNgramsConfig(), SentencePieceTokenizerConfig(), False),
-        (BidirectionalLSTMConfig(), WordTokenizerConfig(), True),
-        (BidirectionalLSTMConfig(), NgramTokenizerConfig(), False),  # a set has no order to read
+        (RecurrentConfig(), WordTokenizerConfig(), True),
+        (RecurrentConfig(), NgramTokenizerConfig(), False),  # a set has no order to read
         (TransformerEncoderConfig(), NgramTokenizerConfig(), False),
         (TransformerDecoderConfig(), SentencePieceTokenizerConfig(), True),
         (TransformerDecoderConfig(), WordTokenizerConfig(), False),  # words cannot be put together

@@ -62,7 +62,7 @@ def test_every_setting_makes_another_folder(tmp_path):
         ["tokenizer.max_ngram=1"],
         ["model.ngram_dropout=0.1"],
         ["dataset.max_examples=100"],
-        ["tokenizer=word", "model=bidirectional_lstm"],
+        ["tokenizer=word", "model=recurrent"],
     ]
     folders = {run_folder(tmp_path, override(topics, change)) for change in changes}
     folders.add(run_folder(tmp_path, dataclasses.replace(topics, name="other")))

@@ -2,8 +2,8 @@
 
 from model.config import (
     BagOfNgramsConfig,
-    BidirectionalLSTMConfig,
     NgramTokenizerConfig,
+    RecurrentConfig,
     TransformerEncoderConfig,
     WordTokenizerConfig,
 )
@@ -29,7 +29,7 @@ def sentiment_lstm() -> RunConfig:
         name="sentiment_lstm",
         dataset=DatasetConfig(name="starter_sentiment"),
         tokenizer=WordTokenizerConfig(max_tokens=64),
-        model=BidirectionalLSTMConfig(),
+        model=RecurrentConfig(),
         optimizer=OptimizerConfig(peak_learning_rate=1e-3, embedding_rate_factor=3.0),
         epochs=8,
     )

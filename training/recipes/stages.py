@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from model.config import (
-    BidirectionalLSTMConfig,
+    RecurrentConfig,
     SentencePieceTokenizerConfig,
     TransformerDecoderConfig,
     TransformerEncoderConfig,
@@ -85,7 +85,7 @@ def sentiment_distilled() -> RunConfig:
         name="sentiment_distilled",
         dataset=DatasetConfig(name="starter_sentiment"),
         tokenizer=WordTokenizerConfig(max_tokens=64),
-        model=BidirectionalLSTMConfig(),
+        model=RecurrentConfig(),
         objective=DISTILLATION,
         teacher="sentiment",
         distillation_share=0.7,

@@ -27,7 +27,7 @@ class Truncate(Around):
             raise ValueError(
                 "strategy: truncate carries the state of a recurrent network from chunk to chunk, "
                 "and this network has none that it takes and gives back. Take one that has, such "
-                "as model=lstm_language_model, or leave truncate out."
+                "as model=recurrent_language_model, or leave truncate out."
             )
 
     def gradient(self, batches):

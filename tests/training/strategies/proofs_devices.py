@@ -118,7 +118,7 @@ NETWORKS = {
         "tokenizer": {"name": "ngram", "num_buckets": 64},
         "model": {},
     },
-    "bidirectional_lstm": {
+    "recurrent": {
         "tokenizer": {"name": "word", "min_count": 1},
         "model": {"embedding_size": 4, "units": 4},
     },
@@ -194,7 +194,7 @@ COMPILED = {
         "bag_of_ngrams",
         UNEQUAL | {"strategy": "lookahead(accumulate(adamw, 2), k=3)"},
     ),
-    "xla: bidirectional_lstm": ("bidirectional_lstm", UNEQUAL),
+    "xla: recurrent": ("recurrent", UNEQUAL),
     "xla: transformer_decoder": ("transformer_decoder", {}),
 }
 SEVERAL = {

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from model.catalogue import build_model
-from model.config import LSTMLanguageModelConfig
+from model.config import RecurrentLanguageModelConfig
 from tests.proofs import AT_LEAST, Ledger
 from tests.training.strategies.measures import apart, end, joined, resumed
 from tests.training.strategies.toys import Toy
@@ -190,7 +190,7 @@ class Writer(Recurrent):
     """The language model that recipes train, on the same rows."""
 
     def __init__(self, expression, **settings):
-        config = LSTMLanguageModelConfig(embedding_size=4, units=5, num_layers=2, dropout=0.0)
+        config = RecurrentLanguageModelConfig(embedding_size=4, units=5, num_layers=2, dropout=0.0)
         model = build_model(config, self.vocabulary_size, seed=1)
         self.weights, self.sizes = model.trainable_variables, (3,)
         self.task = TaskLoss(
@@ -203,7 +203,7 @@ class Writer(Recurrent):
         Toy.__init__(self, expression, **settings)
 
 
-@proof(13, "truncate", "identity", "so it is with lstm_language_model, loss and weights", 1e-6)
+@proof(13, "truncate", "identity", "so it is with recurrent_language_model, loss and weights", 1e-6)
 def truncated_writer():
     plain, full, cut = (
         Writer(e, rate=1.0) for e in ("sgd", "truncate(sgd, 7)", "truncate(sgd, 3)")

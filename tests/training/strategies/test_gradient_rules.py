@@ -14,7 +14,7 @@ from training.strategies.privacy import epsilon
 @pytest.mark.parametrize(
     ("expression", "sentence"),
     [
-        ("truncate(sgd)", "model=lstm_language_model"),
+        ("truncate(sgd)", "model=recurrent_language_model"),
         ("dp_sgd(sgd)", "expected number of rows"),
     ],
 )
