@@ -34,6 +34,7 @@ class Dropout(keras.layers.Layer):
         if kind not in DROPOUT_KINDS:
             raise ValueError(f"kind must be one of {', '.join(DROPOUT_KINDS)}. Received: {kind!r}")
         self.kind = kind
+        self.supports_masking = True  # or Keras warns of a mask that would go no further
         self.rate = self.add_weight(
             shape=(),
             initializer=keras.initializers.Constant(rate),

@@ -43,6 +43,8 @@ class AttentionPooling(keras.layers.Layer):
     u_t = tanh(W x_t + b)      a = softmax over the tokens of u_t . q      sum_t a_t x_t
     """
 
+    supports_masking = True  # or Keras warns of a mask that it need not see
+
     def build(self, x_shape, is_token_shape):
         D = x_shape[-1]
         self.project = keras.layers.Dense(D, activation="tanh", name="project")
@@ -55,3 +57,6 @@ class AttentionPooling(keras.layers.Layer):
         weight = tf.nn.softmax(tf.where(is_token, score, score.dtype.min), axis=1)
         weight = weight * tf.cast(is_token, tf.float32)  # of a row without a token
         return tf.reduce_sum(weight[:, :, None] * tf.cast(x, tf.float32), axis=1)
+
+    def compute_mask(self, x, previous_mask):
+        """None: no step is left that a mask could speak of."""

@@ -1,4 +1,4 @@
-"""The state of the LSTM language model, and the two uses of the ULMFiT network."""
+"""The state of the recurrent language model, and the two uses of the ULMFiT network."""
 
 import re
 
@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from model.catalogue import build_model
 from model.config import RecurrentLanguageModelConfig, ULMFiTLSTMConfig
+from model.config.checks import CELLS
 
 TOKENS = np.array([[3, 7, 9, 4, 12, 2, 8], [5, 2, 11, 6, 1, 0, 0], [1, 0, 0, 0, 0, 0, 0]], np.int32)
 
@@ -20,9 +21,11 @@ def with_random_weights(model):
     return model
 
 
-@pytest.fixture(scope="module")
-def language_model():
-    config = RecurrentLanguageModelConfig(embedding_size=8, units=6, num_layers=3)
+@pytest.fixture(scope="module", params=CELLS)
+def language_model(request):
+    config = RecurrentLanguageModelConfig(
+        cell=request.param, embedding_size=8, units=6, num_layers=3
+    )
     return with_random_weights(build_model(config, 20, seed=0))
 
 
@@ -49,9 +52,10 @@ def test_a_text_in_pieces_is_the_text_as_a_whole(language_model, cuts):
     assert np.abs(whole[:, 3:] - language_model(TOKENS[:, 3:])).max() > 1e-3  # the state matters
 
 
-def test_the_state_is_a_float32_pair_for_each_layer(language_model):
+def test_the_state_is_float32_of_one_or_two_vectors_for_each_layer(language_model):
     _, state = language_model(TOKENS, return_state=True)
-    assert [(h.shape, c.shape) for h, c in state] == [((3, n), (3, n)) for n in (6, 6, 8)]
+    number = 2 if "lstm" in language_model.config.cell else 1
+    assert [[v.shape for v in layer] for layer in state] == [[(3, n)] * number for n in (6, 6, 8)]
     assert {value.dtype for value in tf.nest.flatten(state)} == {tf.float32}
 
 
@@ -63,6 +67,18 @@ def test_padding_leaves_the_state_exactly_as_it_is(language_model):
     for a, *others in zip(*map(tf.nest.flatten, (state, later, longer, empty)), strict=True):
         for b in others:
             np.testing.assert_array_equal(a, b)
+
+
+def test_one_token_at_a_time_is_the_text_as_a_whole(language_model):
+    tokens = TOKENS[:1]
+    whole = language_model(tokens).numpy()
+    logits, state = language_model.prefill(
+        np.pad(tokens[:, :3], [(0, 0), (0, 2)]), tf.constant([3]), 9
+    )
+    np.testing.assert_allclose(logits, whole[:, 2], atol=1e-5)
+    for step in range(3, tokens.shape[1]):
+        logits, state = language_model.decode(tokens[:, step], tf.constant([step]), state)
+        np.testing.assert_allclose(logits, whole[:, step], atol=1e-5)
 
 
 def test_no_steps_give_no_logits(language_model):
