@@ -12,6 +12,9 @@ DEFAULT_RECIPES = ("sentiment", "topics", "stories")
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "sentiment": sentiment.sentiment,
     "sentiment_lstm": sentiment.sentiment_lstm,
+    "sentiment_gru": sentiment.sentiment_gru,
+    "sentiment_text_cnn": sentiment.sentiment_text_cnn,
+    "sentiment_gated_convolution": sentiment.sentiment_gated_convolution,
     "sentiment_transformer": sentiment.sentiment_transformer,
     "sst2": sentiment.sst2,
     "imdb": sentiment.imdb,

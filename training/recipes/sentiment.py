@@ -2,8 +2,10 @@
 
 from model.config import (
     BagOfNgramsConfig,
+    GatedConvolutionConfig,
     NgramTokenizerConfig,
     RecurrentConfig,
+    TextCNNConfig,
     TransformerEncoderConfig,
     WordTokenizerConfig,
 )
@@ -30,6 +32,42 @@ def sentiment_lstm() -> RunConfig:
         dataset=DatasetConfig(name="starter_sentiment"),
         tokenizer=WordTokenizerConfig(max_tokens=64),
         model=RecurrentConfig(),
+        optimizer=OptimizerConfig(peak_learning_rate=1e-3, embedding_rate_factor=3.0),
+        epochs=8,
+    )
+
+
+def sentiment_gru() -> RunConfig:
+    """The same reviews read by GRUs, in both directions, pooled by attention."""
+    return RunConfig(
+        name="sentiment_gru",
+        dataset=DatasetConfig(name="starter_sentiment"),
+        tokenizer=WordTokenizerConfig(max_tokens=64),
+        model=RecurrentConfig(cell="gru", pooling="attention"),
+        optimizer=OptimizerConfig(peak_learning_rate=1e-3, embedding_rate_factor=3.0),
+        epochs=8,
+    )
+
+
+def sentiment_text_cnn() -> RunConfig:
+    """The same reviews seen one, two and three words at a time."""
+    return RunConfig(
+        name="sentiment_text_cnn",
+        dataset=DatasetConfig(name="starter_sentiment"),
+        tokenizer=WordTokenizerConfig(max_tokens=64),
+        model=TextCNNConfig(widths="1, 2, 3"),
+        optimizer=OptimizerConfig(peak_learning_rate=2e-3, embedding_rate_factor=5.0),
+        epochs=8,
+    )
+
+
+def sentiment_gated_convolution() -> RunConfig:
+    """The same reviews through two layers of gated convolutions."""
+    return RunConfig(
+        name="sentiment_gated_convolution",
+        dataset=DatasetConfig(name="starter_sentiment"),
+        tokenizer=WordTokenizerConfig(max_tokens=64),
+        model=GatedConvolutionConfig(),
         optimizer=OptimizerConfig(peak_learning_rate=1e-3, embedding_rate_factor=3.0),
         epochs=8,
     )
