@@ -46,16 +46,35 @@ class BagOfNgrams(keras.Model):
         num_examples = np.bincount(labels, minlength=self.num_labels)
         prior = np.log((num_examples + 1) / (len(labels) + self.num_labels))
         self.bias.assign(prior - prior.mean())
-        if not self.config.naive_bayes_scale:
-            return
+        if self.config.naive_bayes_scale:
+            ratio = self._log_count_ratios(rows, labels, self.num_labels)
+            self.weight.embeddings.assign(self.config.naive_bayes_scale * ratio)
+
+    def adapt_to_grades(
+        self, rows: Sequence[np.ndarray], labels: np.ndarray, num_labels: int
+    ) -> None:
+        """Sets the weights of a single output to what of the ratios grows evenly with the label.
+
+        That is the least-squares slope of each n-gram's ratios over the labels in their order; of
+        two labels it is all of their ratio.
+        """
+        if self.config.naive_bayes_scale:
+            ratio = self._log_count_ratios(rows, labels, num_labels)
+            step = np.arange(num_labels) - (num_labels - 1) / 2
+            slope = ratio @ step / (step @ step)
+            self.weight.embeddings.assign(self.config.naive_bayes_scale * slope[:, None])
+
+    def _log_count_ratios(
+        self, rows: Sequence[np.ndarray], labels: np.ndarray, num_labels: int
+    ) -> np.ndarray:
+        """float (V, K): each label's log-count against the mean of all labels."""
         lengths = [len(row) for row in rows]
-        cells = np.concatenate(rows) * self.num_labels + np.repeat(labels, lengths)
-        size = self.vocabulary_size * self.num_labels
-        counts = np.bincount(cells, minlength=size).reshape(-1, self.num_labels)  # (V, K)
+        cells = np.concatenate(rows) * num_labels + np.repeat(labels, lengths)
+        size = self.vocabulary_size * num_labels
+        counts = np.bincount(cells, minlength=size).reshape(-1, num_labels)  # (V, K)
         seen = counts.sum(axis=1, keepdims=True) > 0
         # Unseen buckets take no part: their mass would only shift all labels alike.
         smoothed = (counts + self.config.smoothing) * seen
         total = np.maximum(smoothed.sum(axis=0), self.config.smoothing)  # of no n-gram at all
         log = np.log(np.where(seen, smoothed, 1.0)) - np.log(total)
-        ratio = np.where(seen, log - log.mean(axis=1, keepdims=True), 0.0)
-        self.weight.embeddings.assign(self.config.naive_bayes_scale * ratio)
+        return np.where(seen, log - log.mean(axis=1, keepdims=True), 0.0)

@@ -12,6 +12,7 @@ from model.config import ModelConfig
 from model.config.checks import PRECISIONS
 from model.dpcnn import DPCNN
 from model.gated_convolution import GatedConvolution
+from model.heads import Graded
 from model.hierarchical import Hierarchical
 from model.preset_tokenizer import Preset
 from model.presets import PresetClassifier, PresetGenerator
@@ -58,19 +59,25 @@ def build_model(
     seed: int,
     precision: str = "float32",
     preset: Preset | None = None,
+    is_graded: bool = False,
 ) -> keras.Model:
     """The network `config` names, its variables made; `seed` fixes weights and dropout.
 
-    `preset` is that of the tokenizer, for the networks that come from one.
+    `preset` is that of the tokenizer, for the networks that come from one. With `is_graded` the
+    labels of a classifier are ordered: the network gives one score, and `heads.Graded` stands
+    around it.
     """
 
-    def make():
+    def network(num_outputs: int | None):
         if config.name in PRESETS:
-            labels = () if num_labels is None else (num_labels,)
+            labels = () if num_outputs is None else (num_outputs,)
             return PRESETS[config.name](config, preset, *labels)
         if config.name in CLASSIFIERS:
-            return CLASSIFIERS[config.name](config, vocabulary_size, num_labels)
+            return CLASSIFIERS[config.name](config, vocabulary_size, num_outputs)
         return (GENERATORS | WORD_VECTOR_MODELS)[config.name](config, vocabulary_size)
+
+    def make():
+        return Graded(network(1), num_labels) if is_graded else network(num_labels)
 
     return construct(make, keras.ops.ones((1, 2), "int32"), seed=seed, precision=precision)
 

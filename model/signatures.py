@@ -9,12 +9,20 @@ SERVING_DEFAULT = "serving_default"
 
 CLASSIFIER = "classifier"
 GENERATOR = "generator"
+MULTI_LABEL = "multi_label"  # a network of kind CLASSIFIER that was trained with target=labels
+REGRESSOR = "regressor"  # ... with target=number
 
 # Classifier: text -> label, scores, labels.
 TEXT = "text"  # string (B,), UTF-8, any length, may be empty
 LABEL = "label"  # string (B,), the label with the highest score
-SCORES = "scores"  # float32 (B, num_labels), softmax probabilities, in the order of LABELS
+SCORES = "scores"  # float32 (B, num_labels), probabilities that sum to 1, in the order of LABELS
 LABELS = "labels"  # string (B, num_labels), the same row for every text
+
+# Multi-label: text -> is_label, scores, labels. Scores are probabilities of each label by itself.
+IS_LABEL = "is_label"  # bool (B, num_labels), whether the label's score is at least 0.5
+
+# Regressor: text -> value.
+VALUE = "value"  # float32 (B,), in the unit of the training data
 
 # Generator: six inputs of one value per row -> the continuation, without the prompt.
 PROMPT = "prompt"  # string (B,), UTF-8, may be empty; only its last tokens are read if it is long
@@ -33,6 +41,8 @@ GENERATOR_INPUTS = (PROMPT, MAX_TOKENS, TEMPERATURE, TOP_K, TOP_P, SEED)
 GENERATOR_OUTPUTS = (TEXT, NUM_TOKENS, FINISH_REASON)
 CLASSIFIER_INPUTS = (TEXT,)
 CLASSIFIER_OUTPUTS = (LABEL, SCORES, LABELS)
+MULTI_LABEL_OUTPUTS = (IS_LABEL, SCORES, LABELS)
+REGRESSOR_OUTPUTS = (VALUE,)
 
 # Files of a version folder `<exports>/<name>/<version>/`, besides TensorFlow's own.
 MANIFEST_FILE = "manifest.json"

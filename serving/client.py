@@ -19,6 +19,8 @@ import httpx
 
 CLASSIFIER_INPUTS = frozenset({"text"})
 CLASSIFIER_OUTPUTS = frozenset({"label", "scores", "labels"})
+MULTI_LABEL_OUTPUTS = frozenset({"is_label", "scores", "labels"})
+REGRESSOR_OUTPUTS = frozenset({"value"})
 GENERATOR_INPUTS = frozenset({"prompt", "max_tokens", "temperature", "top_k", "top_p", "seed"})
 GENERATOR_OUTPUTS = frozenset({"text", "num_tokens", "finish_reason"})
 
@@ -84,7 +86,8 @@ class VersionStatus:
 class ModelInfo:
     """One model of a server. `version` is the served one, or the newest seen when none is served.
 
-    `kind` is "classifier" or "generator", None when the signature is neither or nothing is served.
+    `kind` is "classifier", "multi_label", "regressor" or "generator", None when the signature is
+    none of these or nothing is served.
     """
 
     name: str
@@ -414,6 +417,10 @@ def _kind_of(metadata: dict[str, Any]) -> str | None:
         return None
     if inputs == CLASSIFIER_INPUTS and outputs >= CLASSIFIER_OUTPUTS:
         return "classifier"
+    if inputs == CLASSIFIER_INPUTS and outputs >= MULTI_LABEL_OUTPUTS:
+        return "multi_label"
+    if inputs == CLASSIFIER_INPUTS and outputs >= REGRESSOR_OUTPUTS:
+        return "regressor"
     if inputs == GENERATOR_INPUTS and outputs >= GENERATOR_OUTPUTS:
         return "generator"
     return None

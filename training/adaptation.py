@@ -32,6 +32,7 @@ from model.tokenizers import encode
 from training.classification import Classifier
 from training.config import CLASSIFICATION, GENERATION
 from training.datasets import load_dataset
+from training.datasets.config import CLASS, GRADE
 from training.datasets.examples import ClassificationData, LabelledTexts, TextData
 from training.language_model import LanguageModel
 from training.losses import classification_loss
@@ -95,6 +96,12 @@ def adapted_table(
     runs, and for a network or a number that the method refuses.
     """
     requests = [parse_adaptation(spec, learner.config.task) for spec in specs]
+    target = learner.config.target
+    if target not in (CLASS, GRADE):
+        raise ValueError(
+            f"--adapt is for runs with target={CLASS} or {GRADE}: it is measured by the "
+            f"cross-entropy of one label a text. Received: a run with target={target}"
+        )
     needs_data = any(
         "rate" not in numbers or method == "neighbours" or numbers.get("scaling") == "rms"
         for method, numbers in requests

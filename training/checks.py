@@ -253,7 +253,7 @@ def _begun(config: RunConfig) -> Iterator[tuple[Learner, Any, Path]]:
     """An untrained learner, the data of the run, and a folder that goes away again."""
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    data: Any = load_dataset(config.dataset, config.task)
+    data: Any = load_dataset(config.dataset, config.task, config.target)
     with tempfile.TemporaryDirectory(prefix="stepwise-check-") as folder:
         yield begin_run(config, Path(folder), data), data, Path(folder)
 

@@ -31,7 +31,7 @@ from training.config import (
     override,
 )
 from training.datasets import DATASETS, load_dataset, read_documents, read_labelled, read_texts
-from training.datasets.config import USER_FILE, DatasetConfig
+from training.datasets.config import TARGETS, USER_FILE, DatasetConfig
 from training.experiments import compare, find_rate, search, tell_initial_weights
 from training.options import INTERRUPTED
 from training.recipes import FIRST_STEPS, RECIPES, fine_tuned, recipe
@@ -153,11 +153,16 @@ def evaluate(options: argparse.Namespace) -> int:
     if config.task == WORD_VECTORS:
         return _evaluate_vectors(learner, folder, options)
     if options.data is None:
-        split: Any = load_dataset(config.dataset, config.task).test
+        split: Any = load_dataset(config.dataset, config.task, config.target).test
         notes: Iterable[str] = ()
     elif config.task == CLASSIFICATION:
         split, notes = read_labelled(
-            options.data, options.text_column, options.label_column, learner.label_names
+            options.data,
+            options.text_column,
+            options.label_column,
+            learner.label_names,
+            target=config.target,
+            separator=config.dataset.label_separator,
         )
     else:
         split, notes = read_documents(options.data, options.text_column)
@@ -172,8 +177,9 @@ def evaluate(options: argparse.Namespace) -> int:
     report = learner.evaluate(split, folder)
     write_json(folder / "evaluation.json", {"data": str(options.data or "test"), "report": report})
     _print_report(report)
-    print(f"\nWritten to {folder / 'evaluation.json'}", end="")
-    print(f" and {folder / 'confusion_matrix.png'}" if config.task == CLASSIFICATION else "")
+    pictures = {"confusion_matrix": "confusion_matrix.png", "calibration": "reliability.png"}
+    written = ["evaluation.json", *(file for part, file in pictures.items() if part in report)]
+    print(f"\nWritten to {', '.join(str(folder / file) for file in written)}")
     return 0
 
 
@@ -208,14 +214,10 @@ def predict(options: argparse.Namespace) -> int:
 
     learner: Any = load_run(folder)
     if read_config(folder).task == CLASSIFICATION:
-        scores = learner.probabilities(texts)
+        columns = learner.answer(texts)
         answers = [
-            {
-                signatures.TEXT: text,
-                signatures.LABEL: learner.label_names[row.argmax()],
-                signatures.SCORES: dict(zip(learner.label_names, row.tolist(), strict=True)),
-            }
-            for text, row in zip(texts, scores, strict=True)
+            {signatures.TEXT: text} | _judged(learner, {k: v[i] for k, v in columns.items()})
+            for i, text in enumerate(texts)
         ]
     else:
         chosen = SAMPLING | asked
@@ -244,6 +246,20 @@ def _predict_neighbours(folder: Path, words: list[str], layout: str) -> int:
         else:
             print(f"{word}\t{_neighbours(neighbours)}")
     return 0
+
+
+def _judged(learner: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """A row of `Classifier.answer` as it is written: plain values, scores by name."""
+    if signatures.VALUE in row:
+        return {signatures.VALUE: float(row[signatures.VALUE])}
+    names, scores = learner.label_names, row[signatures.SCORES].tolist()
+    answer: dict[str, Any] = {signatures.SCORES: dict(zip(names, scores, strict=True))}
+    if signatures.IS_LABEL in row:
+        said = row[signatures.IS_LABEL]
+        return {
+            signatures.LABELS: [n for n, is_label in zip(names, said, strict=True) if is_label]
+        } | answer
+    return {signatures.LABEL: row[signatures.LABEL].decode()} | answer
 
 
 def export(options: argparse.Namespace) -> int:
@@ -284,6 +300,7 @@ def show_list(options: argparse.Namespace) -> int:
         "Schedules (--set optimizer.schedule='NAME(...)')": {
             n: schedule.description for n, schedule in SCHEDULES.items()
         },
+        "Targets (--set target=NAME): what a text is labelled with": TARGETS,
         "Objectives of a stage": OBJECTIVES,
     }
     for title, entries in sections.items():
@@ -475,17 +492,26 @@ def _texts(options: argparse.Namespace) -> list[str]:
 
 def _write_lines(answers: list[dict]) -> None:
     for answer in answers:
-        if signatures.LABEL in answer:
-            label = answer[signatures.LABEL]
-            text = " ".join(answer[signatures.TEXT].split())
-            print(f"{label}\t{answer[signatures.SCORES][label]:.4f}\t{text}")
-        else:
+        if signatures.PROMPT in answer:
             print(answer[signatures.PROMPT] + answer[signatures.TEXT], end="\n\n")
+            continue
+        text = " ".join(answer[signatures.TEXT].split())
+        if signatures.VALUE in answer:
+            print(f"{answer[signatures.VALUE]:.6g}\t{text}")
+        elif signatures.LABELS in answer:
+            print(f"{', '.join(answer[signatures.LABELS])}\t{text}")
+        else:
+            label = answer[signatures.LABEL]
+            print(f"{label}\t{answer[signatures.SCORES][label]:.4f}\t{text}")
 
 
 def _write_csv(answers: list[dict]) -> None:
     flat = [
-        {k: v for k, v in answer.items() if k != signatures.SCORES}
+        {
+            k: "|".join(v) if k == signatures.LABELS else v
+            for k, v in answer.items()
+            if k != signatures.SCORES
+        }
         | {f"score_{k}": f"{v:.6f}" for k, v in answer.get(signatures.SCORES, {}).items()}
         for answer in answers
     ]
@@ -514,6 +540,13 @@ def _headline(report: dict) -> list[str]:
             f"analogies {share:.1%} right",
             f"{found['num_covered']:,} of {found['num_questions']:,} answerable",
         ]
+    if "quadratic_kappa" in report:
+        off = report["mean_absolute_error"]
+        return [f"accuracy {report['accuracy']:.2%}", f"mean absolute error {off:.4f}"]
+    if "micro_f1" in report:
+        return [f"micro F1 {report['micro_f1']:.4f}", f"macro F1 {report['macro_f1']:.4f}"]
+    if "rmse" in report:
+        return [f"RMSE {report['rmse']:.4g}", f"R2 {report['r2']:.4f}"]
     if "macro_f1" in report:
         return [f"accuracy {report['accuracy']:.2%}", f"macro F1 {report['macro_f1']:.4f}"]
     return [
@@ -531,8 +564,38 @@ def _print_results(config: RunConfig, results: dict) -> None:
     _print_report(results["test"])
 
 
+# Figures of a target besides its headline, as they are called.
+_MORE_FIGURES = {
+    "exact_match": "exact match",
+    "quadratic_kappa": "quadratic kappa",
+    "mean_absolute_error": "mean absolute error",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+}
+
+
+def _print_calibration(*, temperature: float, before: dict, after: dict) -> None:
+    def words(figures: dict) -> str:
+        return (
+            f"ECE {figures['ece']:.4f}, adaptive {figures['adaptive_ece']:.4f}, "
+            f"loss {figures['loss']:.4f}"
+        )
+
+    line = f"scores as trained: {words(before)}"
+    if temperature != 1.0:
+        line += f"; as served, at temperature {temperature:.3f}: {words(after)}"
+    print(line)
+
+
 def _print_report(report: dict) -> None:
-    print(f"loss {report['loss']:.4f}   " + "   ".join(_headline(report)))
+    more = [
+        f"{words} {report[name]:.4g}"
+        for name, words in _MORE_FIGURES.items()
+        if name in report and words not in "".join(_headline(report))
+    ]
+    print(f"loss {report['loss']:.4f}   " + "   ".join([*_headline(report), *more]))
+    if "calibration" in report:
+        _print_calibration(**report["calibration"])
     if "by_label" in report:
         print()
         rows = [

@@ -23,7 +23,15 @@ from model import signatures
 from model.config import MODEL_CONFIGS, TOKENIZER_CONFIGS, ModelConfig, TokenizerConfig
 from model.config.checks import PRECISIONS, require
 from model.config.word_vectors import WORD_VECTORS
-from training.datasets.config import DatasetConfig
+from training.datasets.config import (
+    CLASS,
+    GRADE,
+    LABELS,
+    NUMBER,
+    TARGETS,
+    USER_FILE,
+    DatasetConfig,
+)
 from training.expressions import Call, parse_value
 from training.schedules import Plateau
 from training.schedules import check as check_schedule
@@ -44,6 +52,8 @@ OBJECTIVES = {
     MASKED_LANGUAGE_MODEL: "tokens that were hidden, by a classifier's token_logits (pre-training)",
     DISTILLATION: "the softened scores of a teacher beside the labels (Hinton et al., 2015)",
 }
+BALANCED = "balanced"  # as class_weights: every label weighs the same in all
+_OF_TOKENS = (LANGUAGE_MODEL, MASKED_LANGUAGE_MODEL)  # objectives that look at no label
 FULL_BATCH = "full"  # as a batch size: every update sees the whole training split
 
 
@@ -104,6 +114,7 @@ class StageConfig:
     stop_updates: int = 1  # ... so many updates in a row
     dropout: str | None = None  # a schedule for every dropout rate of the network; None: as built
     label_smoothing: float = 0.0  # share of each target that is spread over all labels
+    class_weights: str | None = None  # of the loss: balanced, or "label=weight, ..."; the rest: 1
     mixture: DatasetConfig | None = None  # a second data set whose batches are mixed in ...
     mixture_share: str = "0.5"  # ... with this probability, or a schedule of it
     mask_rate: float = 0.15  # of masked_language_model: tokens that are hidden
@@ -145,6 +156,26 @@ class StageConfig:
             _check_expression("rate_factors", pattern.strip())
             pairs.append((pattern.strip(), number))
         return pairs
+
+    def weights_of_classes(self) -> dict[str, float]:
+        """`class_weights`, read: the labels it names and their weights; {} for balanced."""
+        if self.class_weights in (None, BALANCED):
+            return {}
+        weights = {}
+        for pair in str(self.class_weights).split(","):
+            label, separator, text = pair.rpartition("=")
+            try:
+                weight = float(text)
+            except ValueError:
+                weight = -1.0
+            require(
+                bool(separator and label.strip()) and 0 <= weight < math.inf,
+                "class_weights",
+                f'none, {BALANCED}, or pairs such as "negative=1, positive=2.5"',
+                self.class_weights,
+            )
+            weights[label.strip()] = weight
+        return weights
 
     def _check_batches(self) -> None:
         size = self.batch_size
@@ -209,6 +240,13 @@ class StageConfig:
         require(0 < self.mask_rate < 1, "mask_rate", "above 0 and below 1", self.mask_rate)
         require(self.lora_rank >= 0, "lora_rank", "0 or more", self.lora_rank)
         require(self.lora_alpha > 0, "lora_alpha", "above 0", self.lora_alpha)
+        self.weights_of_classes()
+        require(
+            self.class_weights is None or self.objective == SUPERVISED,
+            "class_weights",
+            f"none with objective={self.objective}, which has other targets than the labels alone",
+            self.class_weights,
+        )
         distils = self.objective == DISTILLATION
         require(
             distils == (self.teacher is not None),
@@ -234,6 +272,8 @@ class RunConfig(StageConfig):
     earlier: tuple[StageConfig, ...] = ()  # stages before; set as earlier.NAME.SETTING
     vectors: str | None = None  # a file of word vectors that the embedding starts from
     tune_vectors: bool = True  # false: the embedding stays as it started, words not found too
+    target: str = CLASS  # of a classifier: class, labels, grade or number; see `list`
+    calibrate: bool = True  # scores by a temperature that is fitted on validation
     seed: int = 0  # of weights, data order, dropout and noise
     precision: str = "float32"  # or mixed_bfloat16, mixed_float16 (with loss_scale): of the layers
     deterministic: bool = True  # only operations that give the same bits every time
@@ -252,6 +292,7 @@ class RunConfig(StageConfig):
         names = [stage.name for stage in self.stages]
         require(len(set(names)) == len(names), "earlier", "stages of different names", names)
         self._check_privacy()
+        self._check_target()
         fitting = self.model.tokenizers
         require(
             self.tokenizer.name in fitting,
@@ -285,6 +326,60 @@ class RunConfig(StageConfig):
             "supervised or distillation in the last stage, whose model is evaluated and exported",
             self.objective,
         )
+
+    def _check_target(self) -> None:
+        _one_of("target", self.target, TARGETS)
+        require(
+            self.task == CLASSIFICATION or self.target == CLASS,
+            "target",
+            f"{CLASS} with model={self.model.name}, which writes texts and judges none",
+            self.target,
+        )
+        private = any(is_private(resolve(stage.strategy)) for stage in self.stages)
+        require(
+            not private or self.target != NUMBER,
+            "target",
+            "class, labels or grade with dp_sgd: the scale of numbers follows from all of them, "
+            "which no epsilon covers",
+            self.target,
+        )
+        for stage in self.stages:
+            prefix = "" if stage is self else f"earlier.{stage.name}."
+            require(
+                stage.class_weights is None or not private,
+                f"{prefix}class_weights",
+                "none with dp_sgd: they follow from how often each label occurs, which no epsilon "
+                "covers",
+                stage.class_weights,
+            )
+            if self.target not in (LABELS, NUMBER) or stage.objective in _OF_TOKENS:
+                continue
+            why = f"with target={self.target}, which has no distribution over the labels"
+            require(
+                stage.objective == SUPERVISED,
+                f"{prefix}objective",
+                f"supervised {why}",
+                DISTILLATION,
+            )
+            require(
+                stage.label_smoothing == 0,
+                f"{prefix}label_smoothing",
+                f"0 {why}",
+                stage.label_smoothing,
+            )
+            require(
+                stage.class_weights is None,
+                f"{prefix}class_weights",
+                f"none with target={self.target}, whose texts have no one label to be weighed by",
+                stage.class_weights,
+            )
+            softmax = [link.name for link in resolve(stage.strategy) if link.name == "r_drop"]
+            require(
+                not softmax,
+                f"{prefix}strategy",
+                f"without r_drop {why} for its divergence to compare",
+                stage.strategy,
+            )
 
     def _check_privacy(self) -> None:
         if not any(is_private(resolve(stage.strategy)) for stage in self.stages):
@@ -371,7 +466,12 @@ def _watches_updates(stage: StageConfig) -> bool:
 
 def _starts_from_naive_bayes(run: RunConfig) -> bool:
     scale = getattr(run.model, "naive_bayes_scale", 0.0)
-    return scale > 0 and not is_private(resolve(run.strategy))
+    return scale > 0 and _has_classes(run) and not is_private(resolve(run.strategy))
+
+
+def _has_classes(run: RunConfig) -> bool:
+    """Whether a text has one label, of which the network gives the probabilities."""
+    return run.task == CLASSIFICATION and run.target in (CLASS, GRADE)
 
 
 _LOW_RANK: _StageNeed = (lambda stage: stage.lora_rank > 0, "{}lora_rank above 0")
@@ -421,13 +521,28 @@ NEEDS_OF_RUN: dict[str, _RunNeed] = {
     "model.naive_bayes_scale": (
         lambda run: (
             not getattr(run.model, "naive_bayes_scale", 0.0)
-            or not is_private(resolve(run.strategy))
+            or _has_classes(run)
+            and not is_private(resolve(run.strategy))
         ),
-        "a strategy without dp_sgd, whose epsilon would not count such a start",
+        "target=class or grade, whose labels it counts, and a strategy without dp_sgd, whose "
+        "epsilon would not count such a start",
     ),
     "model.smoothing": (
         _starts_from_naive_bayes,
-        "model.naive_bayes_scale above 0, and a strategy without dp_sgd",
+        "model.naive_bayes_scale above 0, target=class or grade, and a strategy without dp_sgd",
+    ),
+    "target": (lambda run: run.task == CLASSIFICATION, "a model that classifies"),
+    "calibrate": (_has_classes, "a model that classifies, with target=class or grade"),
+    "dataset.label_separator": (
+        lambda run: (
+            run.dataset.name == USER_FILE
+            and (run.target == LABELS or run.dataset.label_order is not None)
+        ),
+        "your own file (--data FILE) and target=labels, or dataset.label_order",
+    ),
+    "dataset.label_order": (
+        lambda run: run.dataset.name == USER_FILE and run.target == GRADE,
+        "your own file (--data FILE) and target=grade",
     ),
     "model.max_positions": (
         lambda run: getattr(run.model, "positions", "learned") == "learned",

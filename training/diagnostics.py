@@ -13,10 +13,13 @@ from training.strategies.rules import SUMS, UpdateRule
 
 
 class Totals:
-    """Sums and counts since the last report; averages are taken only when it is due."""
+    """Sums and counts since the last report; averages are taken only when it is due.
 
-    def __init__(self, unit: str):
-        self.unit = unit
+    `correct` names the share of targets that were right; None: there is no right and wrong.
+    """
+
+    def __init__(self, unit: str, correct: str | None = "accuracy"):
+        self.unit, self.correct = unit, correct
         self.said: list[dict] = []
         self.restart()
 
@@ -39,12 +42,13 @@ class Totals:
         seconds = time.monotonic() - self.since
         report = {
             "loss": total["loss_sum"] / num_targets,
-            "accuracy": total["num_correct"] / num_targets,
             # max() passes over a NaN that is not first, and the worst is what must be seen.
             "grad_norm": float(np.max(series["grad_norm"])),
             f"{self.unit}_per_second": total["num_targets"] / seconds,
             "update_seconds": seconds,  # neither evaluating nor saving is in them
         }
+        if self.correct:
+            report[self.correct] = total["num_correct"] / num_targets
         for name in total.keys() - {*SUMS, "grad_norm"}:
             figure = name.removesuffix("_sum")  # a sum is over targets, anything else over updates
             report[figure] = total[name] / (num_targets if figure != name else len(series[name]))

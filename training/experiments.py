@@ -126,7 +126,7 @@ def search(options: argparse.Namespace) -> int:
         identity=identity,
         num_trials=options.trials,
         seed=options.seed,
-        higher_is_better=metric == "accuracy",
+        higher_is_better=metric != "loss",
         train=lambda assignments, number, on_evaluation: try_settings(
             override(config, assignments), on_evaluation
         ),

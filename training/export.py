@@ -14,8 +14,10 @@ import shutil
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
@@ -43,7 +45,8 @@ _PACKAGES = ("tensorflow", "tensorflow-text", "keras", "numpy")
 
 def export_run(folder: Path, exports: Path) -> Path:
     """Exports the best weights of the run in `folder` as the next version; returns its folder."""
-    learner, config = load_run(folder), read_config(folder)
+    learner: Any = load_run(folder)
+    config = read_config(folder)
     if isinstance(learner, WordVectorModel):
         raise ValueError(f"{config.name} trains word vectors, which are not served.")
     if not (folder / RESULTS_FILE).is_file():
@@ -55,7 +58,8 @@ def export_run(folder: Path, exports: Path) -> Path:
     shutil.rmtree(beside, ignore_errors=True)  # what an interrupted export left
     base.mkdir(parents=True, exist_ok=True)
     try:
-        kind = signatures.CLASSIFIER if isinstance(learner, Classifier) else signatures.GENERATOR
+        is_classifier = isinstance(learner, Classifier)
+        kind = learner.target.kind if is_classifier else signatures.GENERATOR
         _write_saved_model(learner, beside)
         golden = _golden(learner)
         _write_warmup(golden, config.name, beside / signatures.WARMUP_FILE)
@@ -68,6 +72,7 @@ def export_run(folder: Path, exports: Path) -> Path:
             "run": folder.name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "labels": list(getattr(learner, "label_names", ())),
+            **({"temperature": learner.temperature} if is_classifier else {}),  # of the scores
             "signatures": _describe_signatures(golden),
             "config": _without_paths(config.to_dict()),
             "metrics": {
@@ -104,16 +109,11 @@ def _write_saved_model(learner: Classifier | LanguageModel, path: Path) -> None:
 
 
 def _classify(learner: Classifier):
-    model, tokenizer, labels = learner.model, learner.tokenizer, tf.constant(learner.label_names)
+    model, tokenizer = learner.model, learner.tokenizer
 
     def classify(text):
         logits = model(tokenizer(text).to_tensor(), training=False)  # (B, num_labels)
-        return {
-            signatures.LABEL: tf.gather(labels, tf.argmax(logits, axis=-1)),
-            signatures.SCORES: tf.nn.softmax(logits),
-            # Row by row, as TensorFlow Serving's row format wants the batch in front everywhere.
-            signatures.LABELS: tf.tile(labels[None, :], [tf.shape(logits)[0], 1]),
-        }
+        return learner.target.outputs(logits, learner.temperature)
 
     return classify
 
@@ -131,12 +131,7 @@ def _golden(learner: Classifier | LanguageModel) -> dict:
     """Inputs and the in-process answers to them, as plain JSON values by alias."""
     if isinstance(learner, Classifier):
         inputs = {signatures.TEXT: _GOLDEN_TEXTS}
-        scores = learner.probabilities(_GOLDEN_TEXTS)
-        outputs = {
-            signatures.LABEL: [learner.label_names[i] for i in scores.argmax(axis=1)],
-            signatures.SCORES: scores.tolist(),
-            signatures.LABELS: [list(learner.label_names)] * len(scores),
-        }
+        outputs = {alias: _plain(array) for alias, array in learner.answer(_GOLDEN_TEXTS).items()}
     else:
         count = len(_GOLDEN_PROMPTS)
         # Greedy only: sampled text may turn on the last bit of a probability.
@@ -162,6 +157,12 @@ def _golden(learner: Classifier | LanguageModel) -> dict:
             ],
         }
     return {"signature_name": signatures.SERVING_DEFAULT, "inputs": inputs, "outputs": outputs}
+
+
+def _plain(array: np.ndarray) -> list:
+    """JSON values: strings are bytes in an array of TensorFlow."""
+    is_text = array.dtype == object
+    return (np.vectorize(bytes.decode, otypes=[object])(array) if is_text else array).tolist()
 
 
 def _describe_signatures(golden: dict) -> dict:

@@ -90,7 +90,7 @@ def fit(
     earlier, began, saved = progress["seconds"], time.monotonic(), time.monotonic()
     is_fresh = step == 0 and progress["best_step"] < 0
     log.begin(None if is_fresh else step, earlier)
-    totals, watch = Totals(log.unit), UpdateToWeight(rule)
+    totals, watch = Totals(log.unit, log.correct), UpdateToWeight(rule)
     save_asked = False  # after the last call
     in_evaluation = evaluating or functools.partial(evaluation_of, rule)
     if plateau:

@@ -2,11 +2,12 @@
 
 Each takes a batch and its logits and returns float32 scalars "loss_sum" (nats), "num_targets" and
 "num_correct"; padding counts nowhere, and a row counts `batch["weight"]` times where that is given.
+A row may weigh more in the loss alone (`class_weights`): counts and what is right stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -47,13 +48,47 @@ class TaskLoss:
         return self.of_logits(batch, logits), state
 
 
-def classification_loss(batch: Batch, logits: tf.Tensor, *, label_smoothing: float = 0.0) -> Sums:
+def classification_loss(
+    batch: Batch,
+    logits: tf.Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | None = None,
+) -> Sums:
     """Cross-entropy of `batch["label"]` int32 (B,) under `logits` (B, K).
 
     With `label_smoothing` s the target is 1 - s on the label and s spread evenly over all K
-    (Szegedy et al., 2016, sec. 7).
+    (Szegedy et al., 2016, sec. 7). `class_weights`, K numbers, multiply the nats of rows with each
+    label, as in Keras; the mean stays one over rows. Over weights, as in PyTorch, a batch of one
+    row would know nothing of its weight, and the mean of a small batch would be biased.
     """
-    return cross_entropy(batch["label"], logits, target_weights(batch), label_smoothing)
+    importance = None
+    if class_weights is not None:
+        importance = tf.gather(tf.constant(class_weights, tf.float32), batch["label"])
+    weight = target_weights(batch)
+    return cross_entropy(batch["label"], logits, weight, label_smoothing, importance)
+
+
+def multi_label_loss(batch: Batch, logits: tf.Tensor) -> Sums:
+    """-log P of the row's set of labels, `batch["label"]` bool (B, K), each label by itself.
+
+    P(label k) = sigmoid(logit k), so a row's nats are the sum of K binary cross-entropies. Correct
+    is a row all of whose labels are right, a label being said at a logit of at least 0.
+    """
+    logits, is_label = tf.cast(logits, tf.float32), tf.cast(batch["label"], tf.bool)
+    nats = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(is_label, tf.float32), logits)
+    is_correct = tf.reduce_all((logits >= 0) == is_label, axis=-1)
+    return _sums(tf.reduce_sum(nats, axis=-1), is_correct, target_weights(batch))
+
+
+def squared_error(batch: Batch, logits: tf.Tensor, *, mean: float, deviation: float) -> Sums:
+    """(z - (y - mean) / deviation)^2 of `batch["label"]` float32 (B,) and `logits` z (B, 1).
+
+    "num_correct" is 0: no number is right or wrong.
+    """
+    wanted = (tf.cast(batch["label"], tf.float32) - mean) / deviation
+    error = tf.cast(logits[:, 0], tf.float32) - wanted
+    return _sums(tf.square(error), tf.zeros_like(error), target_weights(batch))
 
 
 def language_model_loss(batch: Batch, logits: tf.Tensor, *, label_smoothing: float = 0.0) -> Sums:
@@ -62,13 +97,14 @@ def language_model_loss(batch: Batch, logits: tf.Tensor, *, label_smoothing: flo
 
 
 def target_weights(batch: Batch) -> tf.Tensor:
-    """How often each target counts: float32 (B, T) for `batch["targets"]`, else (B,) for labels."""
+    """How often each target counts: float32 (B, T) for `batch["targets"]`, else (B,) for rows."""
     if "targets" in batch:
         is_target = tf.cast(batch["targets"] != 0, tf.float32)
         return is_target * batch["weight"][:, None] if "weight" in batch else is_target
     if "weight" in batch:
         return tf.cast(batch["weight"], tf.float32)
-    return tf.ones_like(batch["label"], tf.float32)
+    label = tf.convert_to_tensor(batch["label"])
+    return tf.ones_like(label if label.shape.rank == 1 else label[:, 0], tf.float32)
 
 
 def distillation_loss(
@@ -93,15 +129,28 @@ def distillation_loss(
 
 
 def cross_entropy(
-    targets: tf.Tensor, logits: tf.Tensor, weight: tf.Tensor, label_smoothing: float = 0.0
+    targets: tf.Tensor,
+    logits: tf.Tensor,
+    weight: tf.Tensor,
+    label_smoothing: float = 0.0,
+    importance: tf.Tensor | None = None,
 ) -> Sums:
-    """Sums over all positions, each counted `weight` times; in float32 under any policy."""
+    """Sums over all positions, each counted `weight` times; in float32 under any policy.
+
+    `importance`, of the shape of `targets`, multiplies the nats and no count.
+    """
     logits = tf.cast(logits, tf.float32)
     nats = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
     if label_smoothing:
         even = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=-1)
         nats = (1 - label_smoothing) * nats + label_smoothing * even
+    if importance is not None:
+        nats *= importance
     is_correct = tf.argmax(logits, axis=-1, output_type=targets.dtype) == targets
+    return _sums(nats, is_correct, weight)
+
+
+def _sums(nats: tf.Tensor, is_correct: tf.Tensor, weight: tf.Tensor) -> Sums:
     return {
         "loss_sum": tf.reduce_sum(nats * weight),
         "num_targets": tf.reduce_sum(weight),

@@ -24,7 +24,6 @@ from training.config import (
 from training.datasets.examples import ClassificationData, TextData, pick_by_hash
 from training.losses import (
     TaskLoss,
-    classification_loss,
     distillation_loss,
     language_model_loss,
 )
@@ -43,6 +42,7 @@ MASK = UNKNOWN  # the id that stands for a hidden token
 
 class Objective(Protocol):
     unit: str  # what a speed is counted in
+    correct: str | None  # what the share of targets that are right is called, if any are
     loss: TaskLoss
 
     def batches(self, **settings) -> Batches:
@@ -85,7 +85,7 @@ def build_batches(objectives: Sequence[Objective], stage: StageConfig, **setting
 
 
 class Classification:
-    """The label of a text."""
+    """What a text is judged by: the run's target."""
 
     unit = "examples"
 
@@ -98,25 +98,28 @@ class Classification:
         self.learner = learner
         self.rows, self.labels = encode(learner.tokenizer, data.train.texts), data.train.labels
         self.held_out = encode(learner.tokenizer, data.validation.texts), data.validation.labels
-        smoothing = stage.label_smoothing
+        self.correct = learner.target.correct
         self.loss = TaskLoss(
             lambda batch: learner.model(batch["tokens"], training=True),
-            functools.partial(classification_loss, label_smoothing=smoothing),
+            learner.target.loss(stage, self.labels),
         )
 
     def batches(self, **settings) -> Batches:
         return ClassificationBatches(self.rows, self.labels, **settings)
 
     def adapt(self) -> None:
-        """Lets a network that can look at the training split before the first update."""
-        if hasattr(self.learner.model, "adapt"):
+        """Lets a network that can look at the training split before the first update.
+
+        It counts classes, so with other targets than these it starts from nothing.
+        """
+        if self.learner.target.has_classes and hasattr(self.learner.model, "adapt"):
             self.learner.model.adapt(self.rows, self.labels)
 
     def validate(self):
         return self.learner.figures(*self.held_out)
 
     def score(self, metrics):
-        return metrics["accuracy"]
+        return self.learner.target.score(metrics)
 
 
 class Distillation(Classification):
@@ -161,6 +164,7 @@ class Generation:
     """The next token of a generator, over whole documents."""
 
     unit = "tokens"
+    correct = "accuracy"
 
     def __init__(self, learner, data: TextData, *, stage: StageConfig, seed: int):
         self.learner = learner
@@ -199,6 +203,7 @@ class _TokenPretraining:
     """A classifier's `token_logits` over texts of any kind: labels are not looked at."""
 
     unit = "tokens"
+    correct = "accuracy"
 
     def __init__(self, learner, data, *, stage: StageConfig, seed: int):
         if not hasattr(learner.model, "token_logits"):

@@ -97,12 +97,15 @@ class PlannedBatches:
         """Micro-batch `index`, counted from 0."""
         examples = self.plan.at(index)
         if not len(examples):
-            nothing = {name: np.zeros((1,) * rank, np.int32) for name, rank in self.fields.items()}
-            return nothing | {"weight": np.zeros(1, np.float32)}
+            return self.nothing() | {"weight": np.zeros(1, np.float32)}
         batch = self.batch_of(examples, self._limit(index), index)
         if self.sampling == POISSON:
             batch["weight"] = np.ones(len(examples), np.float32)
         return batch
+
+    def nothing(self) -> Batch:
+        """A row of padding."""
+        return {name: np.zeros((1,) * rank, np.int32) for name, rank in self.fields.items()}
 
     def _limit(self, index: int) -> int | None:
         if self._limits is None:
@@ -119,7 +122,9 @@ def _limits(max_tokens: int | str | None, num_updates: int | None) -> np.ndarray
 
 
 class ClassificationBatches(PlannedBatches):
-    """{"tokens": int32 (B, T), "label": int32 (B,)}; T is the batch's longest text, id 0 pads.
+    """{"tokens": int32 (B, T), "label": ...}; T is the batch's longest text, id 0 pads.
+
+    A label is int32 (B,), bool (B, K) or float32 (B,), as `labels` are.
 
     Every pass draws a new order, and texts of like length share a batch unless the batch size is a
     schedule. Further: `Settings`.
@@ -145,6 +150,10 @@ class ClassificationBatches(PlannedBatches):
     def batch_of(self, examples: np.ndarray, limit: int | None, index: int) -> Batch:
         return _pad(self.rows, self.labels, examples, limit)
 
+    def nothing(self) -> Batch:
+        row = super().nothing()
+        return row | ({"label": _labels(np.zeros_like(self.labels[:1]))} if "label" in row else {})
+
 
 def classification_rows(
     rows: Sequence[np.ndarray], labels: np.ndarray, *, batch_size: int
@@ -163,7 +172,11 @@ def _pad(
     tokens = np.zeros((len(texts), max(map(len, texts))), np.int32)
     for line, text in zip(tokens, texts, strict=True):
         line[: len(text)] = text
-    return {"tokens": tokens, "label": labels[indices].astype(np.int32)}
+    return {"tokens": tokens, "label": _labels(labels[indices])}
+
+
+def _labels(labels: np.ndarray) -> np.ndarray:
+    return labels.astype(np.int32) if np.issubdtype(labels.dtype, np.integer) else labels
 
 
 class LanguageModelBatches(PlannedBatches):

@@ -22,9 +22,11 @@ from training.loop import Outcome
 from training.objectives import texts_of
 from training.progress import Log, NoLog
 from training.runs import (
+    CALIBRATION_FILE,
     CONFIG_FILE,
     LABELS_FILE,
     RESULTS_FILE,
+    SCALE_FILE,
     STAGES_FILE,
     read_config,
     read_json,
@@ -33,6 +35,7 @@ from training.runs import (
 )
 from training.stages import Observe, Stage, build_stage, fit_stage, load_data, stage_folder
 from training.strategies.replicas import Replicas
+from training.targets import NumberTarget
 from training.vectors.learner import WordVectorModel
 from training.vectors.start import find_vectors, start_from_vectors
 
@@ -61,7 +64,7 @@ def fit_run(
     check_replicas(config, replicas)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    data: Any = load_dataset(config.dataset, config.task)  # the shape follows the task
+    data: Any = load_dataset(config.dataset, config.task, config.target)
     for note in data.notes:
         logger.info(note)
     learner = begin_run(config, folder, data, replicas)
@@ -89,6 +92,9 @@ def fit_run(
             write_json(folder / STAGES_FILE, done)
     _go_on_from(folder, config, learner, rates)
     if replicas.is_chief:
+        if isinstance(learner, Classifier) and learner.target.has_classes and config.calibrate:
+            learner.calibrate(data.validation)
+            write_json(folder / CALIBRATION_FILE, {"temperature": learner.temperature})
         write_json(folder / RESULTS_FILE, _results(learner, data, folder, done))
     replicas.wait()  # a process that ends would end the others
     steps, last_stage = sum(stage["steps"] for stage in done), done[-1]
@@ -153,7 +159,7 @@ def _log(
     config: RunConfig, folder: Path, number: int, stage: Stage, done: list[dict], replicas: Replicas
 ) -> Log:
     if not replicas.is_chief:
-        return NoLog(stage.objective.unit)
+        return NoLog(stage.objective.unit, stage.objective.correct)
     return Log(
         folder,
         title=_title(config, number),
@@ -161,6 +167,7 @@ def _log(
         offset=sum(earlier["steps"] for earlier in done),
         steps=stage.num_updates,
         unit=stage.objective.unit,
+        correct=stage.objective.correct,
     )
 
 
@@ -199,9 +206,12 @@ def begin_run(
 def _create(config: RunConfig, folder: Path, data: Any) -> Learner:
     folder.mkdir(parents=True, exist_ok=True)
     texts = _texts_besides(config, data)
+    learner: Any
     if config.task == CLASSIFICATION:
-        learner: Learner = Classifier.create(config, data, texts)
+        learner = Classifier.create(config, data, texts)
         write_json(folder / LABELS_FILE, list(data.label_names))
+        if isinstance(target := learner.target, NumberTarget):
+            write_json(folder / SCALE_FILE, [target.mean, target.deviation])
     elif config.task == GENERATION:
         learner = LanguageModel.create(config, data, texts)
     else:

@@ -268,8 +268,10 @@ def stage_folder(folder: Path, config: StageConfig) -> Path:
 
 def load_data(run: RunConfig, config: StageConfig) -> Any:
     """The data of a stage. Pre-training takes texts wherever they are, without their labels."""
-    has_task = config.objective in (SUPERVISED, DISTILLATION)
-    return load_dataset(config.dataset or run.dataset, run.task if has_task else TEXTS)
+    dataset = config.dataset or run.dataset
+    if config.objective in (SUPERVISED, DISTILLATION):
+        return load_dataset(dataset, run.task, run.target)
+    return load_dataset(dataset, TEXTS)
 
 
 def moving_weights(

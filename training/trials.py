@@ -24,6 +24,7 @@ from training.stacking import stack
 from training.stages import build_stage
 from training.strategies.compiled import compile_updates
 from training.strategies.replicas import Replicas
+from training.targets import score_name
 
 NUM_EVALUATIONS = 20  # points of a curve, besides the start
 TIMED_UPDATES = 10  # in each window of a timing
@@ -54,7 +55,7 @@ def train(config: RunConfig, seed: int, updates: int, folder: Path) -> Record:
         "gradient_evaluations": last["gradient_evaluations"],
         "seconds": (points := curve(run, config.name, last))[-1]["seconds"],
         "score_name": f"validation_{metric}",
-        "higher_is_better": metric == "accuracy",
+        "higher_is_better": metric != "loss",
         "score": results["validation"][metric],
         "test": {n: v for n, v in results["test"].items() if isinstance(v, int | float)},
         "curve": points,
@@ -85,8 +86,8 @@ def calibrate(config: RunConfig) -> Cost:
 
 
 def metric_of(config: RunConfig) -> str:
-    """The figure on the validation split that is compared: loss (lower is better) or accuracy."""
-    return "accuracy" if config.task == CLASSIFICATION else "loss"
+    """The figure on the validation split that is compared: of all but loss more is better."""
+    return score_name(config.target) if config.task == CLASSIFICATION else "loss"
 
 
 def try_settings(config: RunConfig, on_evaluation: Callable[[int, float], None]) -> float:
@@ -122,7 +123,7 @@ def range_test(
         ),
     )
     with tempfile.TemporaryDirectory() as folder:
-        data: Any = load_dataset(config.dataset, config.task)
+        data: Any = load_dataset(config.dataset, config.task, config.target)
         learner = begin_run(config, Path(folder) / "run", data)
     teacher = teacher_of(config, learner, runs, Replicas())
     stage = build_stage(config, len(config.stages) - 1, learner, teacher=teacher)

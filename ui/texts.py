@@ -159,6 +159,12 @@ TEXTS: dict[str, dict[str, str]] = {
     "status.curl.predict": {"en": "An answer", "zh": "请求一个结果"},
     "kind.classifier": {"en": "classifier", "zh": "分类模型"},
     "kind.generator": {"en": "generator", "zh": "生成模型"},
+    "kind.multi_label": {"en": "classifier of several labels", "zh": "多标签分类模型"},
+    "kind.regressor": {"en": "regressor", "zh": "回归模型"},
+    "status.no_page": {
+        "en": "No page shows the answers of this kind of model; ask it with curl.",
+        "zh": "没有页面显示这类模型的结果，请用 curl 调用。",
+    },
     # --- what can go wrong: each says what to do ---
     "error.ServerUnreachable": {
         "en": "No model server answers at {url}. Start one with: python -m serving. This page "

@@ -141,7 +141,7 @@ def test_a_saved_vocabulary_makes_the_same_classifier(tmp_path):
 def test_a_picture_of_labels_that_look_like_mathematics_or_are_many(tmp_path):
     from matplotlib import image
 
-    from training.classification import draw_confusion_matrix
+    from training.plots import draw_confusion_matrix
 
     draw_confusion_matrix(np.eye(3, dtype=int), ["$$", "$\\frac$", "^_{"], tmp_path / "few.png")
     many = np.eye(120, dtype=int)

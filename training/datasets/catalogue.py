@@ -6,11 +6,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from model.config.word_vectors import WORD_VECTORS
 from training.datasets import public, starter
-from training.datasets.config import USER_FILE, DatasetConfig, DatasetError
+from training.datasets.config import (
+    CLASS,
+    LABELS,
+    NUMBER,
+    TARGETS,
+    USER_FILE,
+    DatasetConfig,
+    DatasetError,
+)
 from training.datasets.download import sha256_of
-from training.datasets.examples import ClassificationData, TextData, pick_by_hash
+from training.datasets.examples import ClassificationData, LabelledTexts, TextData, pick_by_hash
 from training.datasets.sources import digests
 from training.datasets.user_file import load_classification_file, load_text_file
 
@@ -167,20 +177,26 @@ _TABLE = (
 DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _TABLE}
 
 
-def load_dataset(config: DatasetConfig, task: str) -> ClassificationData | TextData:
+def load_dataset(
+    config: DatasetConfig, task: str, target: str = CLASS
+) -> ClassificationData | TextData:
     """Reads, and if need be fetches, the data set a config names.
 
-    `task` "classification" gives `ClassificationData`, "generation" `TextData`, `TEXTS` either.
-    Raises `DatasetError` for an unknown name, a set made for the other task, or files that cannot
-    be read.
+    `task` "classification" gives `ClassificationData` with the labels that `target` (a key of
+    `TARGETS`) asks for, "generation" `TextData`, `TEXTS` either. Raises `DatasetError` for an
+    unknown name, a set made for the other task or without such labels, or files that cannot be
+    read.
     """
     if task == TEXTS:
         task = DATASETS[config.name].task if config.name in DATASETS else GENERATION
     if task not in (CLASSIFICATION, GENERATION):
         raise DatasetError(f'task must be "classification" or "generation". Received: {task!r}')
+    if target not in TARGETS:
+        raise DatasetError(f"target must be one of {', '.join(TARGETS)}. Received: {target!r}")
     if config.name == USER_FILE:
-        load = load_classification_file if task == CLASSIFICATION else load_text_file
-        return _cut(load(config), config.max_examples)
+        if task == GENERATION:
+            return _cut(load_text_file(config), config.max_examples)
+        return _cut(load_classification_file(config, target), config.max_examples)
     dataset = _dataset(config.name)
     if dataset.task != task:
         others = ", ".join(name for name, other in DATASETS.items() if other.task == task)
@@ -188,7 +204,7 @@ def load_dataset(config: DatasetConfig, task: str) -> ClassificationData | TextD
             f"dataset.name={config.name!r} is made for {dataset.task}, and this run is a {task}. "
             f'For {task}: {others}, or "file".'
         )
-    return _cut(dataset.load(config), config.max_examples)
+    return _cut(_with_target(dataset.load(config), target, config.name), config.max_examples)
 
 
 def fingerprint(config: DatasetConfig) -> str:
@@ -218,6 +234,29 @@ def _dataset(name: str) -> Dataset:
     return DATASETS[name]
 
 
+def _with_target(
+    data: ClassificationData | TextData, target: str, name: str
+) -> ClassificationData | TextData:
+    """The data of a set with one label a text, as `target` wants them."""
+    if isinstance(data, TextData) or target not in (LABELS, NUMBER):
+        return data
+    if target == NUMBER:
+        raise DatasetError(
+            f"dataset.name={name!r} has labels, not numbers: target=number is for your own file."
+        )
+
+    def each_by_itself(split: LabelledTexts) -> LabelledTexts:
+        is_label = split.labels[:, None] == range(len(data.label_names))
+        return LabelledTexts(split.texts, is_label)
+
+    return replace(
+        data,
+        train=each_by_itself(data.train),
+        validation=each_by_itself(data.validation),
+        test=each_by_itself(data.test),
+    )
+
+
 def _cut(
     data: ClassificationData | TextData, max_examples: int | None
 ) -> ClassificationData | TextData:
@@ -229,7 +268,9 @@ def _cut(
         train = [data.train[i] for i in pick_by_hash(data.train, max_examples)]
         return replace(data, train=train, notes=(*data.notes, note))
     chosen = data.train.take(pick_by_hash(data.train.texts, max_examples))
-    missing = set(range(len(data.label_names))) - set(chosen.labels.tolist())
+    labels = chosen.labels
+    present = np.flatnonzero(labels.any(axis=0)) if labels.ndim == 2 else labels
+    missing = set(range(len(data.label_names))) - set(present.tolist())
     if missing:
         names = ", ".join(data.label_names[i] for i in sorted(missing))
         note += f" No example is left of: {names}."

@@ -4,6 +4,15 @@ from dataclasses import dataclass
 
 USER_FILE = "file"  # the name that stands for the user's own file instead of a key of DATASETS
 
+# What a text is labelled with.
+CLASS, LABELS, GRADE, NUMBER = "class", "labels", "grade", "number"
+TARGETS = {
+    CLASS: "one of the labels",
+    LABELS: "any number of the labels, each judged by itself",
+    GRADE: "one of the labels, which have an order (proportional odds)",
+    NUMBER: "a number (least squares)",
+}
+
 
 class DatasetError(ValueError):
     """A data set that cannot be read as asked; the message says what to do."""
@@ -22,6 +31,8 @@ class DatasetConfig:
     test_path: str | None = None
     text_column: str | None = None
     label_column: str | None = None
+    label_separator: str = "|"  # between the labels of a text (target=labels), and in label_order
+    label_order: str | None = None  # of target=grade: all labels, from the lowest to the highest
     max_examples: int | None = None  # of the training split, picked by hash; for a quick look
 
     def __post_init__(self) -> None:
@@ -39,6 +50,7 @@ class DatasetConfig:
                 "test_path",
                 "text_column",
                 "label_column",
+                "label_order",
             )
             given = [name for name in only_for_files if getattr(self, name) is not None]
             if given:
@@ -51,6 +63,11 @@ class DatasetConfig:
             raise DatasetError(
                 "dataset.text_column and dataset.label_column must name two columns. "
                 f"Received {self.text_column!r} for both."
+            )
+        if not self.label_separator.strip():
+            raise DatasetError(
+                "dataset.label_separator must be a character or more that is not blank. "
+                f"Received: {self.label_separator!r}"
             )
         if self.max_examples is not None and (
             isinstance(self.max_examples, bool)

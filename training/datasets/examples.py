@@ -11,16 +11,21 @@ TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 @dataclass(frozen=True, eq=False)
 class LabelledTexts:
-    """Texts and their labels: `labels` is int32 (N,), each an index into `label_names`."""
+    """Texts and what they are labelled with, by the target of the run.
+
+    `labels` is int32 (N,), each an index into `label_names`; with several labels a text bool
+    (N, K), which of them it has; for numbers float32 (N,).
+    """
 
     texts: list[str]
     labels: np.ndarray
 
     def __post_init__(self) -> None:
-        if self.labels.dtype != np.int32 or self.labels.shape != (len(self.texts),):
+        rank = {np.dtype(np.int32): 1, np.dtype(bool): 2, np.dtype(np.float32): 1}
+        if self.labels.ndim != rank.get(self.labels.dtype) or len(self.labels) != len(self.texts):
             raise ValueError(
-                f"labels must be int32 ({len(self.texts)},). "
-                f"Received: {self.labels.dtype} {self.labels.shape}"
+                f"labels must be int32 or float32 ({len(self.texts)},), or bool "
+                f"({len(self.texts)}, K). Received: {self.labels.dtype} {self.labels.shape}"
             )
 
     def __len__(self) -> int:
@@ -34,7 +39,7 @@ class LabelledTexts:
 
 @dataclass(frozen=True, eq=False)
 class ClassificationData:
-    """Three splits over one set of labels; `notes` are sentences for the log."""
+    """Three splits over one set of labels, none for numbers; `notes` are sentences for the log."""
 
     label_names: tuple[str, ...]
     train: LabelledTexts
@@ -119,7 +124,7 @@ def describe_repeats(train: Sequence[str], validation: Sequence[str], test: Sequ
 
 def describe_conflicts(*splits: LabelledTexts) -> tuple[str, ...]:
     """A sentence if some texts carry more than one label, else nothing."""
-    first_label: dict[str, int] = {}
+    first_label: dict[str, object] = {}
     conflicting = set()
     for split in splits:
         for text, label in zip(split.texts, split.labels.tolist(), strict=True):

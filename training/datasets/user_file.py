@@ -3,15 +3,23 @@
 Nothing is left out in silence: every note names the file, what was read and what was not.
 """
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from training.datasets.config import DatasetConfig, DatasetError
+from training.datasets.config import (
+    CLASS,
+    GRADE,
+    LABELS,
+    NUMBER,
+    DatasetConfig,
+    DatasetError,
+)
 from training.datasets.encoding import is_damaged
 from training.datasets.examples import (
     TEST,
@@ -50,34 +58,43 @@ NUM_REPORTED = 5  # bad rows that are named one by one
 
 @dataclass(frozen=True)
 class _Rows:
-    """The good rows of one file; `labels` is empty where none were asked for."""
+    """The good rows of one file; `labels` is empty where none were asked for.
+
+    A label is what stands in the cell: a text, or a list where a format has lists.
+    """
 
     texts: list[str]
-    labels: list[str]
+    labels: list[Any]
     notes: list[str]
 
 
 # What the rest of training calls
 
 
-def load_classification_file(config: DatasetConfig) -> ClassificationData:
+def load_classification_file(config: DatasetConfig, target: str = CLASS) -> ClassificationData:
     """The labelled texts of `config.path`, with the user's validation and test files if named.
 
-    Labels are those of the training file: whole numbers in their order, else by alphabet.
-    Raises `DatasetError`.
+    Labels are those of the training file: numbers in their order, else by alphabet, or of grades as
+    `config.label_order` says; of `target` number there are none. Raises `DatasetError`.
     """
-    rows = _read(config.path, config.text_column, config.label_column or _FIND)
-    label_names = _label_names(config.path, rows)
-    train = _labelled(config.path, rows, label_names)
+    rows = _read(config.path, config.text_column, config.label_column or _FIND, target)
+    label_names = _label_names(config, rows, target)
+    train = _labelled(config.path, rows, label_names, target, config.label_separator)
     parts, notes = {}, rows.notes
     for side, path in ((VALIDATION, config.validation_path), (TEST, config.test_path)):
         if path is not None:
             parts[side], file_notes = read_labelled(
-                path, config.text_column, config.label_column, label_names
+                path,
+                config.text_column,
+                config.label_column,
+                label_names,
+                target=target,
+                separator=config.label_separator,
             )
             notes += file_notes
     held_out = [side for side in (TEST, VALIDATION) if side not in parts]
-    sides, split_notes = _split(train.texts, train.labels.tolist(), label_names, held_out)
+    names = label_names or ["number"]
+    sides, split_notes = _split(train.texts, _labels_by_row(train), names, held_out)
     notes += split_notes
     parts |= {side: train.take(sides[side]) for side in (TRAIN, *held_out)}
     notes += _fill_empty(parts)
@@ -101,7 +118,7 @@ def load_text_file(config: DatasetConfig) -> TextData:
         notes.append(note)
         parts |= cut
     else:
-        sides, split_notes = _split(documents, [0] * len(documents), ["document"], held_out)
+        sides, split_notes = _split(documents, [[0]] * len(documents), ["document"], held_out)
         notes += split_notes
         parts |= {side: [documents[i] for i in sides[side]] for side in (TRAIN, *held_out)}
     return text_data(parts[TRAIN], parts[VALIDATION], parts[TEST], notes)
@@ -142,13 +159,16 @@ def read_labelled(
     text_column: str | None,
     label_column: str | None,
     label_names: Sequence[str],
+    *,
+    target: str = CLASS,
+    separator: str = "|",
 ) -> tuple[LabelledTexts, tuple[str, ...]]:
     """The labelled texts of a file whose labels are already known, and sentences for the log.
 
     Raises `DatasetError`, also for labels that are not in `label_names`.
     """
-    rows = _read(path, text_column, label_column or _FIND)
-    return _labelled(path, rows, label_names), tuple(rows.notes)
+    rows = _read(path, text_column, label_column or _FIND, target)
+    return _labelled(path, rows, label_names, target, separator), tuple(rows.notes)
 
 
 # Rows
@@ -157,7 +177,12 @@ def read_labelled(
 _FIND = ""  # for a column that is to be found by its name
 
 
-def _read(path: str | Path | None, text_column: str | None, label_column: str | None) -> _Rows:
+def _read(
+    path: str | Path | None,
+    text_column: str | None,
+    label_column: str | None,
+    target: str = CLASS,
+) -> _Rows:
     """The rows of a table; `label_column` None means that labels are not wanted."""
     path = Path(path or "").expanduser()
     if path.suffix.lower() == TEXT_SUFFIX and label_column is not None:
@@ -172,7 +197,7 @@ def _read(path: str | Path | None, text_column: str | None, label_column: str | 
     label_name = None
     if label_column is not None:
         label_name = _column(path, table, "label", label_column, LABEL_NAMES)
-    return _good_rows(path, table, text_name, label_name)
+    return _good_rows(path, table, text_name, label_name, _READ_LABEL[target])
 
 
 def _column(path: Path, table: Table, role: str, wanted: str | None, usual: Sequence[str]) -> str:
@@ -201,25 +226,36 @@ def _column(path: Path, table: Table, role: str, wanted: str | None, usual: Sequ
     return found[0]
 
 
-def _good_rows(path: Path, table: Table, text_name: str, label_name: str | None) -> _Rows:
+def _good_rows(
+    path: Path,
+    table: Table,
+    text_name: str,
+    label_name: str | None,
+    read_label: Callable[[Any], Any] = str,
+) -> _Rows:
     """Rows with a text, and a label if `label_name` is given. Raises if most rows are bad."""
     problems = list(table.problems)
     texts, labels = [], []
     for number, row in table.rows:
-        text, label = _text_of(row.get(text_name)), None
+        text, label, wrong = _text_of(row.get(text_name)), None, ""
         if label_name is not None:
-            label = _label_of(row.get(label_name))
+            try:
+                label = read_label(row.get(label_name))
+            except ValueError as error:
+                wrong = str(error)
         if text is None:
             problems.append((number, f"{text_name!r} is not a text"))
-        elif is_damaged(text) or is_damaged(label or ""):
+        elif is_damaged(text) or is_damaged(str(label or "")):
             problems.append((number, "undecodable bytes"))
         elif not text:
             problems.append((number, "empty text"))
-        elif label_name is not None and not label:
+        elif wrong:
+            problems.append((number, wrong))
+        elif label_name is not None and label == "":
             problems.append((number, "no label"))
         else:
             texts.append(text)
-            labels.append(label or "")
+            labels.append(label)
     num_rows = len(texts) + len(problems)
     report = _report(path, sorted(problems), num_rows, table.unit)
     if not texts or 2 * len(problems) > num_rows:
@@ -262,13 +298,52 @@ def _label_of(value: Any) -> str:
     return str(value).strip()
 
 
+def _labels_of(value: Any) -> Any:
+    """Several labels: a text, which a separator divides, or where a format has lists, a list."""
+    if isinstance(value, list | tuple | np.ndarray):
+        return [label for label in map(_label_of, value) if label]
+    return _label_of(value)
+
+
+def _number_of(value: Any) -> Any:
+    """A finite number, "" where there is none; raises ValueError for what is not one."""
+    text = _label_of(value)
+    if not text:
+        return ""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or isinstance(value, bool):
+        raise ValueError(f"{text[:40]!r} is not a number")
+    return number
+
+
+_READ_LABEL: dict[str, Callable[[Any], Any]] = {
+    CLASS: _label_of,
+    GRADE: _label_of,
+    LABELS: _labels_of,
+    NUMBER: _number_of,
+}
+
+
 # Labels
 
 
-def _label_names(path: str | Path | None, rows: _Rows) -> list[str]:
+def _label_names(config: DatasetConfig, rows: _Rows, target: str) -> list[str]:
     """The labels of the training file in order. Adds notes on rare ones; raises on odd columns."""
-    counts = Counter(rows.labels)
-    if len(counts) < 2:
+    path = config.path
+    if target == NUMBER:
+        if len(set(rows.labels)) < 2:
+            raise DatasetError(f"{path} has one number only: {rows.labels[0]:g}.")
+        return []
+    several = _divided(rows, config.label_separator) if target == LABELS else None
+    counts = Counter(label for row in several for label in row) if several else Counter(rows.labels)
+    if several is not None and not counts:
+        raise DatasetError(
+            f"{path} has no label in any row. Does --label-column name the right one?"
+        )
+    if several is None and len(counts) < 2:
         raise DatasetError(
             f"{path} has one label only: {next(iter(counts))!r}. A classifier needs two or more."
         )
@@ -281,21 +356,75 @@ def _label_names(path: str | Path | None, rows: _Rows) -> list[str]:
     rare = sorted(label for label, count in counts.items() if count < 2)
     if rare:
         rows.notes.append(f"Labels with a single example: {', '.join(map(repr, rare))}.")
+    if config.label_order is not None and target == GRADE:
+        return _ordered(config, counts)
     try:
-        return sorted(counts, key=int)
+        return sorted(counts, key=float if target == GRADE else int)
     except ValueError:
-        return sorted(counts)
+        if target != GRADE:
+            return sorted(counts)
+    example = config.label_separator.join(sorted(counts))
+    raise DatasetError(
+        f"target=grade needs to know the order of the labels of {path}, which are no numbers. Say "
+        f"it from the lowest to the highest: --set 'dataset.label_order={example}' has them by "
+        "alphabet."
+    )
 
 
-def _labelled(path: str | Path | None, rows: _Rows, label_names: Sequence[str]) -> LabelledTexts:
+def _ordered(config: DatasetConfig, counts: Iterable[str]) -> list[str]:
+    parts = (config.label_order or "").split(config.label_separator)
+    order, found = [part.strip() for part in parts], sorted(counts)
+    if len(set(order)) < len(order) or not set(found) <= set(order):
+        raise DatasetError(
+            f"dataset.label_order must name each label of {config.path} once, divided by "
+            f"{config.label_separator!r}. Labels there: {', '.join(map(repr, found))}. "
+            f"Received: {config.label_order!r}"
+        )
+    return order
+
+
+def _divided(rows: _Rows, separator: str) -> list[list[str]]:
+    """The labels of each row; a cell that holds separators alone has none."""
+    return [
+        row
+        if isinstance(row, list)
+        else [p for part in row.split(separator) if (p := part.strip())]
+        for row in rows.labels
+    ]
+
+
+def _labels_by_row(split: LabelledTexts) -> list[list[int]]:
+    """The indices of each row's labels; 0 for a number."""
+    if split.labels.ndim == 2:
+        return [np.flatnonzero(row).tolist() for row in split.labels]
+    if split.labels.dtype == np.float32:
+        return [[0]] * len(split)
+    return [[label] for label in split.labels.tolist()]
+
+
+def _labelled(
+    path: str | Path | None,
+    rows: _Rows,
+    label_names: Sequence[str],
+    target: str,
+    separator: str,
+) -> LabelledTexts:
+    if target == NUMBER:
+        return LabelledTexts(rows.texts, np.array(rows.labels, np.float32))
+    several = _divided(rows, separator) if target == LABELS else [[label] for label in rows.labels]
     index = {name: i for i, name in enumerate(label_names)}
-    unknown = sorted(set(rows.labels) - set(index))
+    unknown = sorted({label for row in several for label in row} - set(index))
     if unknown:
         raise DatasetError(
             f"{path} has labels that training does not know: "
             f"{', '.join(repr(label[:40]) for label in unknown[:10])}. "
             f"Known: {', '.join(repr(name) for name in list(label_names)[:20])}."
         )
+    if target == LABELS:
+        is_label = np.zeros((len(several), len(label_names)), bool)
+        for row, labels in zip(is_label, several, strict=True):
+            row[[index[label] for label in labels]] = True
+        return LabelledTexts(rows.texts, is_label)
     return LabelledTexts(rows.texts, np.array([index[label] for label in rows.labels], np.int32))
 
 
@@ -303,7 +432,10 @@ def _labelled(path: str | Path | None, rows: _Rows, label_names: Sequence[str]) 
 
 
 def _split(
-    texts: Sequence[str], labels: Sequence[int], label_names: Sequence[str], held_out: list[str]
+    texts: Sequence[str],
+    labels: Sequence[Sequence[int]],
+    label_names: Sequence[str],
+    held_out: list[str],
 ) -> tuple[dict[str, list[int]], list[str]]:
     """Indices per split, by hash; labels too rare for that are dealt out by the rank of the hash.
 
@@ -312,8 +444,9 @@ def _split(
     wanted = [TRAIN, *held_out]
     side_of = {text: split_of(text, held_out) for text in texts}
     texts_of: dict[int, set[str]] = {}
-    for text, label in zip(texts, labels, strict=True):
-        texts_of.setdefault(label, set()).add(text)
+    for text, row in zip(texts, labels, strict=True):
+        for label in row:
+            texts_of.setdefault(label, set()).add(text)
     dealt: set[str] = set()
     dealt_labels, missing_labels = [], []
     for label, members in sorted(texts_of.items()):

@@ -17,6 +17,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "sentiment_gated_convolution": sentiment.sentiment_gated_convolution,
     "sentiment_transformer": sentiment.sentiment_transformer,
     "sst2": sentiment.sst2,
+    "sst5": sentiment.sst5,
     "imdb": sentiment.imdb,
     "chnsenticorp": sentiment.chnsenticorp,
     "topics": topics.topics,

@@ -102,6 +102,19 @@ def sst2() -> RunConfig:
     )
 
 
+def sst5() -> RunConfig:
+    """Sentences from film reviews in five grades, 8,544 for training, by proportional odds."""
+    return RunConfig(
+        name="sst5",
+        dataset=DatasetConfig(name="sst5"),
+        tokenizer=NgramTokenizerConfig(max_ngram=3, max_character_ngram=5, num_buckets=2**19),
+        model=BagOfNgramsConfig(smoothing=3.0),
+        target="grade",
+        optimizer=OptimizerConfig(peak_learning_rate=0.003),
+        epochs=5,
+    )
+
+
 def imdb() -> RunConfig:
     """Whole film reviews (Maas et al., 2011), 20,000 for training."""
     return RunConfig(

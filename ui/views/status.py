@@ -14,6 +14,7 @@ from ui.sidebar import LOOK_EVERY
 from ui.texts import EXAMPLES
 
 TONES = {"AVAILABLE": "good", "START": "wait", "LOADING": "wait", "UNLOADING": "wait"}
+WITHOUT_PAGE = ("multi_label", "regressor")
 DEFAULT_SIGNATURE = "serving_default"
 
 # What a command asks for when the input's name says what it is; else its type decides.
@@ -59,6 +60,8 @@ def _model(model: ModelInfo, details: backend.ModelDetails) -> None:
         f'<span class="sw-badge sw-{TONES.get(model.state, "bad")}">{escape(state)}</span>'
         f'<span class="sw-caption">{escape(kind)}</span></div>'
     )
+    if model.kind in WITHOUT_PAGE:
+        literal.caption(say("status.no_page"))
     if details.failure:
         literal.failure(details.failure)
     elif failed:
