@@ -42,13 +42,27 @@ class BagOfNgrams(keras.Model):
         return tf.einsum("bt,btk->bk", kept, self.weight(tokens)) + self.bias
 
     def adapt(self, rows: Sequence[np.ndarray], labels: np.ndarray) -> None:
-        """Sets the weights to log-count ratios. `rows`: each text's ids (T,); `labels` int (B,)."""
+        """Sets the weights to log-count ratios. `rows`: each text's ids (T,); `labels` int (B,).
+
+        Of `labels` bool (B, K) each is set against the texts without it, as if it were alone.
+        """
+        if labels.ndim == 2:
+            self._adapt_each(rows, labels)
+            return
         num_examples = np.bincount(labels, minlength=self.num_labels)
         prior = np.log((num_examples + 1) / (len(labels) + self.num_labels))
         self.bias.assign(prior - prior.mean())
         if self.config.naive_bayes_scale:
             ratio = self._log_count_ratios(rows, labels, self.num_labels)
             self.weight.embeddings.assign(self.config.naive_bayes_scale * ratio)
+
+    def _adapt_each(self, rows: Sequence[np.ndarray], is_label: np.ndarray) -> None:
+        num_with = is_label.sum(axis=0)
+        self.bias.assign(np.log((num_with + 1) / (len(is_label) - num_with + 1)))
+        if self.config.naive_bayes_scale:
+            ratios = [self._log_count_ratios(rows, has.astype(int), 2) for has in is_label.T]
+            weights = np.stack([ratio[:, 1] - ratio[:, 0] for ratio in ratios], axis=1)  # (V, K)
+            self.weight.embeddings.assign(self.config.naive_bayes_scale * weights)
 
     def adapt_to_grades(
         self, rows: Sequence[np.ndarray], labels: np.ndarray, num_labels: int

@@ -241,12 +241,6 @@ class StageConfig:
         require(self.lora_rank >= 0, "lora_rank", "0 or more", self.lora_rank)
         require(self.lora_alpha > 0, "lora_alpha", "above 0", self.lora_alpha)
         self.weights_of_classes()
-        require(
-            self.class_weights is None or self.objective == SUPERVISED,
-            "class_weights",
-            f"none with objective={self.objective}, which has other targets than the labels alone",
-            self.class_weights,
-        )
         distils = self.objective == DISTILLATION
         require(
             distils == (self.teacher is not None),
@@ -466,12 +460,7 @@ def _watches_updates(stage: StageConfig) -> bool:
 
 def _starts_from_naive_bayes(run: RunConfig) -> bool:
     scale = getattr(run.model, "naive_bayes_scale", 0.0)
-    return scale > 0 and _has_classes(run) and not is_private(resolve(run.strategy))
-
-
-def _has_classes(run: RunConfig) -> bool:
-    """Whether a text has one label, of which the network gives the probabilities."""
-    return run.task == CLASSIFICATION and run.target in (CLASS, GRADE)
+    return scale > 0 and run.target != NUMBER and not is_private(resolve(run.strategy))
 
 
 _LOW_RANK: _StageNeed = (lambda stage: stage.lora_rank > 0, "{}lora_rank above 0")
@@ -490,6 +479,10 @@ NEEDS: dict[str, _StageNeed] = {  # "{}" is for the name of a stage before the l
     ),
     "stop_updates": (_watches_updates, "{0}stop_loss or {0}stop_grad_norm"),
     "mixture_share": (lambda stage: stage.mixture is not None, "{}mixture.name"),
+    "class_weights": (
+        lambda stage: stage.class_weights is None or stage.objective == SUPERVISED,
+        f"{{}}objective={SUPERVISED}, whose targets are the labels alone",
+    ),
     "mask_rate": (
         lambda stage: stage.objective == MASKED_LANGUAGE_MODEL,
         f"{{}}objective={MASKED_LANGUAGE_MODEL}",
@@ -521,18 +514,23 @@ NEEDS_OF_RUN: dict[str, _RunNeed] = {
     "model.naive_bayes_scale": (
         lambda run: (
             not getattr(run.model, "naive_bayes_scale", 0.0)
-            or _has_classes(run)
+            or run.target != NUMBER
             and not is_private(resolve(run.strategy))
         ),
-        "target=class or grade, whose labels it counts, and a strategy without dp_sgd, whose "
+        "labels to count, so another target than number, and a strategy without dp_sgd, whose "
         "epsilon would not count such a start",
     ),
     "model.smoothing": (
         _starts_from_naive_bayes,
-        "model.naive_bayes_scale above 0, target=class or grade, and a strategy without dp_sgd",
+        "model.naive_bayes_scale above 0, a target other than number, and no dp_sgd",
     ),
     "target": (lambda run: run.task == CLASSIFICATION, "a model that classifies"),
-    "calibrate": (_has_classes, "a model that classifies, with target=class or grade"),
+    "calibrate": (
+        lambda run: (
+            not run.calibrate or run.task == CLASSIFICATION and run.target in (CLASS, GRADE)
+        ),
+        "a model that classifies, with target=class or grade",
+    ),
     "dataset.label_separator": (
         lambda run: (
             run.dataset.name == USER_FILE

@@ -36,6 +36,7 @@ class Plan:
     stop_loss: float | None = None
     stop_grad_norm: float | None = None
     stop_updates: int = 1
+    correct: str | None = "accuracy"  # what the share of targets that are right is called, if any
     agree_every: int = 1  # updates between two meetings of the processes; evaluations are others
 
     @property
@@ -90,7 +91,7 @@ def fit(
     earlier, began, saved = progress["seconds"], time.monotonic(), time.monotonic()
     is_fresh = step == 0 and progress["best_step"] < 0
     log.begin(None if is_fresh else step, earlier)
-    totals, watch = Totals(log.unit, log.correct), UpdateToWeight(rule)
+    totals, watch = Totals(log.unit, plan.correct), UpdateToWeight(rule)
     save_asked = False  # after the last call
     in_evaluation = evaluating or functools.partial(evaluation_of, rule)
     if plateau:

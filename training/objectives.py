@@ -110,9 +110,9 @@ class Classification:
     def adapt(self) -> None:
         """Lets a network that can look at the training split before the first update.
 
-        It counts classes, so with other targets than these it starts from nothing.
+        It counts labels, so with numbers it starts from nothing.
         """
-        if self.learner.target.has_classes and hasattr(self.learner.model, "adapt"):
+        if self.learner.label_names and hasattr(self.learner.model, "adapt"):
             self.learner.model.adapt(self.rows, self.labels)
 
     def validate(self):

@@ -19,7 +19,6 @@ class Log:
     Where standard error is no terminal, a line for each evaluation stands in place of the bar.
 
     One for each stage of a run; lines count the updates of all stages, `offset` of them before.
-    `unit` is what targets are counted in, `correct` what the share of the right ones is called.
     """
 
     def __init__(
@@ -31,10 +30,9 @@ class Log:
         title: str,
         stage: str | None = None,
         offset: int = 0,
-        correct: str | None = "accuracy",
     ):
         self.path, self.stage, self.offset = folder / "metrics.jsonl", stage, offset
-        self.unit, self.correct, self.since = unit, correct, time.monotonic()
+        self.unit, self.since = unit, time.monotonic()
         self.board = tf.summary.create_file_writer(str(folder / "tensorboard"))
         self.bar = tqdm(
             total=steps,
@@ -100,8 +98,8 @@ class Log:
 class NoLog(Log):
     """That of a process which leaves writing to another one."""
 
-    def __init__(self, unit: str, correct: str | None = "accuracy"):
-        self.unit, self.correct = unit, correct
+    def __init__(self, unit: str):
+        self.unit = unit
 
     def begin(self, start: int | None, seconds: float) -> None:
         pass

@@ -159,7 +159,7 @@ def _log(
     config: RunConfig, folder: Path, number: int, stage: Stage, done: list[dict], replicas: Replicas
 ) -> Log:
     if not replicas.is_chief:
-        return NoLog(stage.objective.unit, stage.objective.correct)
+        return NoLog(stage.objective.unit)
     return Log(
         folder,
         title=_title(config, number),
@@ -167,7 +167,6 @@ def _log(
         offset=sum(earlier["steps"] for earlier in done),
         steps=stage.num_updates,
         unit=stage.objective.unit,
-        correct=stage.objective.correct,
     )
 
 

@@ -231,6 +231,7 @@ def fit_stage(
             stop_loss=config.stop_loss,
             stop_grad_norm=config.stop_grad_norm,
             stop_updates=config.stop_updates,
+            correct=stage.objective.correct,
         ),
         rule=rule,
         take_updates=compile_updates(rule, xla=run.xla),

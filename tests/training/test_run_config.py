@@ -588,6 +588,7 @@ def test_every_setting_of_two_stages_before_comes_back_from_json():
         stop_updates=3,
         dropout="linear(0.5, 0.1)",
         label_smoothing=0.1,
+        class_weights="balanced",
         mixture=DatasetConfig(name="starter_topics"),
         mixture_share="linear(0, 1)",
         mask_rate=0.3,
