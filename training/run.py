@@ -147,10 +147,10 @@ def teacher_of(stage: StageConfig, learner: Any, runs: Path, replicas: Replicas)
     teacher: Any = load_run(folder)
     labels = getattr(teacher, "label_names", ())
     require(
-        labels == learner.label_names,
+        labels == learner.label_names and teacher.target.has_classes,
         "teacher",
-        f"a recipe with the labels {', '.join(learner.label_names)}",
-        f"{stage.teacher} with {', '.join(labels) or 'none'}",
+        f"a recipe with the labels {', '.join(learner.label_names)}, one a text",
+        f"{stage.teacher} with {', '.join(labels) or 'none'}, target={config.target}",
     )
     return teacher.logits
 

@@ -182,6 +182,8 @@ def test_the_names_are_those_of_the_signatures():
     assert client_module.CLASSIFIER_INPUTS == set(signatures.CLASSIFIER_INPUTS)
     assert client_module.CLASSIFIER_OUTPUTS == set(signatures.CLASSIFIER_OUTPUTS)
     assert client_module.GENERATOR_INPUTS == set(signatures.GENERATOR_INPUTS)
+    assert client_module.MULTI_LABEL_OUTPUTS == set(signatures.MULTI_LABEL_OUTPUTS)
+    assert client_module.REGRESSOR_OUTPUTS == set(signatures.REGRESSOR_OUTPUTS)
     assert client_module.GENERATOR_OUTPUTS == set(signatures.GENERATOR_OUTPUTS)
 
 

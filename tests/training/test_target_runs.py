@@ -18,11 +18,16 @@ from training.runs import CALIBRATION_FILE, RESULTS_FILE, SCALE_FILE, read_confi
 
 WORDS = "alpha beta gamma delta epsilon zeta".split()
 BRIEF = ["tokenizer.num_buckets=1024", "tokenizer.max_character_ngram=0", "tokenizer.max_ngram=1"]
+# With parts of every kind around the optimizer, which see the targets' batches in stacks.
 SETTINGS = {
-    "labels": [],
-    "grade": ["dataset.label_order=low|middle|high", "class_weights=balanced"],
+    "labels": ["strategy=lookahead(accumulate(adamw, 2), k=5)", "updates_per_call=4"],
+    "grade": [
+        "dataset.label_order=low|middle|high",
+        "class_weights=balanced",
+        "strategy=r_drop(adamw)",
+    ],
     # Dropout makes a sum of weights shrink towards the mean.
-    "number": ["optimizer.peak_learning_rate=0.03", "model.ngram_dropout=0"],
+    "number": ["optimizer.peak_learning_rate=0.03", "model.ngram_dropout=0", "strategy=sam(adamw)"],
 }
 TEXTS = ["alpha beta", "zeta epsilon 今天", ""]
 
