@@ -322,6 +322,20 @@ def test_status_shows_why_a_model_is_not_served(open_page, client, language):
     assert not any(":predict" in code.value for code in at.code)
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("kind", ["multi_label", "regressor"])
+def test_status_says_which_answers_no_page_shows(open_page, client, kind, language):
+    client.listed = [ModelInfo("judge", 1, "AVAILABLE", kind)]
+    at = open_page("status", language)
+    assert TEXTS[f"kind.{kind}"][language] in words(at)
+    assert TEXTS["status.no_page"][language] in words(at)
+    assert any("judge:predict" in code.value for code in at.code)
+    missing = text(
+        "missing.none", language, model="topics", kind=TEXTS["kind.classifier"][language]
+    )
+    assert notices(open_page("topics", language)) == [missing]
+
+
 def test_status_of_a_model_that_went_away_meanwhile_is_a_sentence(open_page, client, monkeypatch):
     gone = serving_client.ModelNotFound("x")
     monkeypatch.setattr(backend, "details", _raising_details(gone))

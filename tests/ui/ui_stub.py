@@ -63,6 +63,8 @@ class StubClient:
         found = next(known for known in self.listed if known.name == model)
         fields = {
             "classifier": (("text",), ("label", "scores", "labels")),
+            "multi_label": (("text",), ("is_label", "scores", "labels")),
+            "regressor": (("text",), ("value",)),
             "generator": (("prompt", "max_tokens"), ("text", "num_tokens", "finish_reason")),
         }[found.kind]
         inputs, outputs = ({name: _tensor() for name in names} for names in fields)
