@@ -38,7 +38,8 @@ class Graded(keras.Model):
         self.cut_bias = self.add_weight(
             shape=(num_labels - 1,),
             initializer=lambda shape, dtype=None: tf.constant(even, tf.float32),
-            name="cut_bias",  # with "bias" in its name it never decays
+            # "bias" as it never decays, "head" as stages that train the head mean it too.
+            name="head_cut_bias",
         )
         if hasattr(network, "token_logits"):
             self.token_logits = network.token_logits
