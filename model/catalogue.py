@@ -14,10 +14,10 @@ from model.dpcnn import DPCNN
 from model.gated_convolution import GatedConvolution
 from model.heads import Graded
 from model.hierarchical import Hierarchical
-from model.preset_tokenizer import Preset
 from model.presets import PresetClassifier, PresetGenerator
 from model.recurrent import Recurrent, RecurrentLanguageModel, ULMFiTLSTM
 from model.text_cnn import TextCNN
+from model.tokenizers.presets import Preset
 from model.transformer import TransformerDecoder, TransformerEncoder
 from model.word_vectors import GloVe, Word2Vec
 

@@ -9,12 +9,12 @@ import tensorflow as tf
 
 from model import signatures
 from model.samplers import sample, uniforms
-from model.tokenizers import BEGIN, END, PADDING, SentencePieceTokenizer
+from model.tokenizers import BEGIN, END, PADDING, ReversibleTokenizer
 
 
 def generate(
     model: keras.Model,
-    tokenizer: SentencePieceTokenizer,
+    tokenizer: ReversibleTokenizer,
     prompt: tf.Tensor,
     max_tokens: tf.Tensor,
     temperature: tf.Tensor,

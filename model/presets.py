@@ -7,8 +7,8 @@ import keras
 import tensorflow as tf
 
 from model.config import PresetClassifierConfig, PresetGeneratorConfig
-from model.preset_tokenizer import NoTask, Preset
 from model.tokenizers import BEGIN, END, PADDING
+from model.tokenizers.presets import NoTask, Preset
 
 _NEVER = -1e9  # the logit of an id that no text has; finite, so that a mean over all stays so
 

@@ -546,6 +546,10 @@ NEEDS_OF_RUN: dict[str, _RunNeed] = {
         lambda run: getattr(run.model, "positions", "learned") == "learned",
         "model.positions=learned",
     ),
+    "tokenizer.max_tokens": (
+        lambda run: run.task == CLASSIFICATION,
+        "a model that classifies, as one that writes reads its documents whole",
+    ),
     "tokenizer.min_character_ngram": (
         lambda run: getattr(run.tokenizer, "max_character_ngram", 0) > 0,
         "tokenizer.max_character_ngram above 0",

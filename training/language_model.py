@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -15,7 +17,7 @@ from model.generation import generate
 from model.tokenizers import (
     BEGIN,
     END,
-    SentencePieceTokenizer,
+    ReversibleTokenizer,
     encode,
     load_tokenizer,
     train_tokenizer,
@@ -34,7 +36,7 @@ class LanguageModel:
 
     supervised = Generation
 
-    def __init__(self, config: RunConfig, tokenizer: SentencePieceTokenizer):
+    def __init__(self, config: RunConfig, tokenizer: ReversibleTokenizer):
         self.config, self.tokenizer = config, tokenizer
         self.model = build_model(
             config.model,
@@ -58,11 +60,11 @@ class LanguageModel:
     @classmethod
     def create(cls, config: RunConfig, data: TextData, texts: Sequence[str] = ()) -> LanguageModel:
         """Untrained, with a vocabulary from the training split and from more `texts`."""
-        return cls(config, train_tokenizer([*data.train, *texts], config.tokenizer))
+        return cls(config, train_tokenizer([*data.train, *texts], _whole(config.tokenizer)))
 
     @classmethod
     def load(cls, config: RunConfig, folder: Path) -> LanguageModel:
-        return cls(config, load_tokenizer(folder, config.tokenizer))
+        return cls(config, load_tokenizer(folder, _whole(config.tokenizer)))
 
     def figures_of(self, split: Sequence[str]) -> dict[str, float]:
         return self.figures(self.encoded(split), sum(map(len, split)))
@@ -129,6 +131,11 @@ def generation_inputs() -> list[tf.TensorSpec]:
         tf.TensorSpec([None], dtype, name=name)
         for name, dtype in zip(signatures.GENERATOR_INPUTS, dtypes, strict=True)
     ]
+
+
+def _whole(tokenizer: Any) -> Any:
+    """Its settings without the cut, which is for texts to classify: a document is read whole."""
+    return replace(tokenizer, max_tokens=None)
 
 
 def _opening(document: str) -> str:

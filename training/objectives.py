@@ -211,12 +211,17 @@ class _TokenPretraining:
                 f"objective={stage.objective} needs a network with token_logits, such as "
                 f"ulmfit_lstm or transformer_encoder. Received: model={learner.config.model.name}"
             )
+        self.num_tokens = learner.config.tokenizer.max_tokens
+        if self.num_tokens is None:
+            raise ValueError(
+                f"objective={stage.objective} reads windows of tokenizer.max_tokens, which must "
+                "be a number. Received: None"
+            )
         self.learner, self.stage, self.seed = learner, stage, seed
         self.train = self._rows(texts_of(data, "train"))
         held_out = texts_of(data, "validation")
         chosen = pick_by_hash(held_out, _MAX_HELD_OUT)
         self.held_out = self._rows([held_out[i] for i in chosen])
-        self.num_tokens = learner.config.tokenizer.max_tokens
         model = learner.model
         self.loss = TaskLoss(
             lambda batch: model.token_logits(batch["tokens"], training=True),

@@ -23,9 +23,13 @@ from model.config.generators import (
     TransformerDecoderConfig,
 )
 from model.config.tokenizers import (
+    ByteBPETokenizerConfig,
+    BytesTokenizerConfig,
+    CharacterTokenizerConfig,
     NgramTokenizerConfig,
     PresetTokenizerConfig,
     SentencePieceTokenizerConfig,
+    WordpieceTokenizerConfig,
     WordTokenizerConfig,
 )
 from model.config.word_vectors import CBOWConfig, GloVeConfig, SkipGramConfig
@@ -35,6 +39,10 @@ TokenizerConfig = (
     | NgramTokenizerConfig
     | SentencePieceTokenizerConfig
     | PresetTokenizerConfig
+    | CharacterTokenizerConfig
+    | WordpieceTokenizerConfig
+    | ByteBPETokenizerConfig
+    | BytesTokenizerConfig
 )
 
 ModelConfig = (
@@ -60,6 +68,10 @@ TOKENIZER_CONFIGS: dict[str, type] = {
     "ngram": NgramTokenizerConfig,
     "sentencepiece": SentencePieceTokenizerConfig,
     "preset": PresetTokenizerConfig,
+    "character": CharacterTokenizerConfig,
+    "wordpiece": WordpieceTokenizerConfig,
+    "byte_bpe": ByteBPETokenizerConfig,
+    "bytes": BytesTokenizerConfig,
 }
 MODEL_CONFIGS: dict[str, type] = {
     "bag_of_ngrams": BagOfNgramsConfig,

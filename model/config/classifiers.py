@@ -17,6 +17,7 @@ from model.config.checks import (
     check_recurrent_stack,
     require,
 )
+from model.config.tokenizers import SEQUENCES
 from model.config.transformers import BlocksConfig
 
 
@@ -49,7 +50,7 @@ class TextCNNConfig:
     """Convolutions of several widths, each the maximum over time (Kim, 2014)."""
 
     kind: ClassVar[str] = signatures.CLASSIFIER
-    tokenizers: ClassVar[tuple[str, ...]] = ("word",)  # that it reads
+    tokenizers: ClassVar[tuple[str, ...]] = SEQUENCES  # that it reads
     embedding_size: int = 128
     widths: str = "3, 4, 5"  # tokens under each filter
     filters: int = 100  # of each width
@@ -79,7 +80,7 @@ class GatedConvolutionConfig:
     """Residual layers of gated convolutions (Dauphin et al., 2017)."""
 
     kind: ClassVar[str] = signatures.CLASSIFIER
-    tokenizers: ClassVar[tuple[str, ...]] = ("word",)  # that it reads
+    tokenizers: ClassVar[tuple[str, ...]] = SEQUENCES  # that it reads
     width: int = 128  # of the embedding and of every layer
     kernel_size: int = 3  # tokens
     num_layers: int = 2
@@ -99,7 +100,7 @@ class DPCNNConfig:
     """Deep pyramid: each block of convolutions reads half as many steps (Johnson & Zhang, 2017)."""
 
     kind: ClassVar[str] = signatures.CLASSIFIER
-    tokenizers: ClassVar[tuple[str, ...]] = ("word",)  # that it reads
+    tokenizers: ClassVar[tuple[str, ...]] = SEQUENCES  # that it reads
     embedding_size: int = 128
     width: int = 128  # of every layer behind the embedding
     kernel_size: int = 3  # steps
@@ -119,7 +120,7 @@ class RecurrentConfig:
     """Embedding, recurrent layers of any cell in one or both directions, pooled over time."""
 
     kind: ClassVar[str] = signatures.CLASSIFIER
-    tokenizers: ClassVar[tuple[str, ...]] = ("word",)  # that it reads
+    tokenizers: ClassVar[tuple[str, ...]] = SEQUENCES  # that it reads
     embedding_size: int = 128
     cell: str = "lstm"  # or rnn, peephole_lstm, gru, gru_reset_before
     units: int = 96  # in each direction
@@ -141,7 +142,7 @@ class HierarchicalConfig:
     """Words make sentences, sentences a document, by attention (Yang et al., 2016)."""
 
     kind: ClassVar[str] = signatures.CLASSIFIER
-    tokenizers: ClassVar[tuple[str, ...]] = ("word",)  # that it reads
+    tokenizers: ClassVar[tuple[str, ...]] = SEQUENCES  # that it reads
     embedding_size: int = 128
     sentence_tokens: int = 24  # tokenizers keep no sentences: a text is cut every so many tokens
     units: int = 64  # of the GRUs over words and over sentences, in each direction
@@ -161,7 +162,7 @@ class ULMFiTLSTMConfig:
     """Left-to-right LSTMs that can learn as a language model first (Howard & Ruder, 2018)."""
 
     kind: ClassVar[str] = signatures.CLASSIFIER
-    tokenizers: ClassVar[tuple[str, ...]] = ("word",)  # that it reads
+    tokenizers: ClassVar[tuple[str, ...]] = SEQUENCES  # that it reads
     embedding_size: int = 128  # and the units of the last layer, whose head is the embedding
     units: int = 192  # of the layers before the last
     num_layers: int = 2
@@ -178,7 +179,7 @@ class TransformerEncoderConfig(BlocksConfig):
     """Pre-norm Transformer encoder, mean over time."""
 
     kind: ClassVar[str] = signatures.CLASSIFIER
-    tokenizers: ClassVar[tuple[str, ...]] = ("word",)  # that it reads
+    tokenizers: ClassVar[tuple[str, ...]] = SEQUENCES  # that it reads
     dropout: float = 0.3
     max_positions: int = 512  # that positions=learned has; a token behind them stands at the last
     token_head: bool = False  # also predicts hidden tokens, for pre-training

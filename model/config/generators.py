@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from model import signatures
 from model.config.checks import check_cell, check_recurrent_stack, require
+from model.config.tokenizers import REVERSIBLE
 from model.config.transformers import BlocksConfig
 
 
@@ -15,7 +16,7 @@ class TransformerDecoderConfig(BlocksConfig):
     """Decoder-only pre-norm Transformer."""
 
     kind: ClassVar[str] = signatures.GENERATOR
-    tokenizers: ClassVar[tuple[str, ...]] = ("sentencepiece",)  # that it reads
+    tokenizers: ClassVar[tuple[str, ...]] = REVERSIBLE  # that it reads
     num_layers: int = 4
     inner_width: int = 512
     context_length: int = 256  # tokens, prompt and answer together
@@ -33,7 +34,7 @@ class RecurrentLanguageModelConfig:
     """Left-to-right recurrent layers, a tied output head; the state goes on from text to text."""
 
     kind: ClassVar[str] = signatures.GENERATOR
-    tokenizers: ClassVar[tuple[str, ...]] = ("sentencepiece",)  # that it reads
+    tokenizers: ClassVar[tuple[str, ...]] = REVERSIBLE  # that it reads
     cell: str = "lstm"  # or rnn, peephole_lstm, gru, gru_reset_before
     embedding_size: int = 128  # and the units of the last layer, whose head is the embedding
     units: int = 256  # of the layers before the last

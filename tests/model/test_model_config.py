@@ -6,7 +6,10 @@ from model.config import (
     MODEL_CONFIGS,
     TOKENIZER_CONFIGS,
     BagOfNgramsConfig,
+    ByteBPETokenizerConfig,
+    BytesTokenizerConfig,
     CBOWConfig,
+    CharacterTokenizerConfig,
     DPCNNConfig,
     GatedConvolutionConfig,
     GloVeConfig,
@@ -23,6 +26,7 @@ from model.config import (
     TransformerDecoderConfig,
     TransformerEncoderConfig,
     ULMFiTLSTMConfig,
+    WordpieceTokenizerConfig,
     WordTokenizerConfig,
 )
 from model.config.first_steps import (
@@ -64,16 +68,28 @@ NEGATIVE_SAMPLING = {
     "noise_power": (-0.1, 1.1, NAN),
     "subsampling": (-1e-3, 2.0, NAN),
 }
+NORMALIZED = {"normalization": ("NFKC", "nfc", "", None), "simplify": ()}
+VOCABULARY = {"vocabulary_size": (2, 0), "min_count": (0,), "max_tokens": (0, -1)} | NORMALIZED
 # Every setting that can be wrong, with values that are.
 WRONG = {
-    WordTokenizerConfig: {"vocabulary_size": (2, 0), "min_count": (0,), "max_tokens": (0, -1)},
-    NgramTokenizerConfig: {
+    WordTokenizerConfig: VOCABULARY,
+    CharacterTokenizerConfig: VOCABULARY,
+    WordpieceTokenizerConfig: VOCABULARY,
+    ByteBPETokenizerConfig: VOCABULARY | {"vocabulary_size": (259, 0)},
+    BytesTokenizerConfig: {"max_tokens": (0, -1)},
+    NgramTokenizerConfig: NORMALIZED
+    | {
         "max_ngram": (0,),
         "min_character_ngram": (0, -1),
         "max_character_ngram": (2, -1),
         "num_buckets": (1, 0, 2**31),
     },
-    SentencePieceTokenizerConfig: {"vocabulary_size": (0, -5), "model_type": ("words", "", None)},
+    SentencePieceTokenizerConfig: NORMALIZED
+    | {
+        "vocabulary_size": (0, -5),
+        "model_type": ("words", "", None),
+        "max_tokens": (0, -1),
+    },
     BagOfNgramsConfig: {
         "naive_bayes_scale": (-0.5, NAN),
         "smoothing": (0, -1.0, NAN),
@@ -151,6 +167,7 @@ def test_a_wrong_value_is_refused_under_the_name_a_user_types(config, setting, v
 def test_values_at_the_edge_are_taken():
     WordTokenizerConfig(vocabulary_size=3, min_count=1, max_tokens=1)
     NgramTokenizerConfig(max_ngram=1, min_character_ngram=3, max_character_ngram=3, num_buckets=2)
+    ByteBPETokenizerConfig(vocabulary_size=260, max_tokens=None)
     BagOfNgramsConfig(naive_bayes_scale=0.0, ngram_dropout=0.0)
     TransformerDecoderConfig(width=8, num_heads=4, num_layers=1, dropout=0.0, context_length=2)
 

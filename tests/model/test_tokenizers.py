@@ -1,14 +1,22 @@
+import collections
+import dataclasses
 import gc
+import itertools
+import random
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from random_texts import random_texts
 
 from model.config import (
     MODEL_CONFIGS,
     TOKENIZER_CONFIGS,
+    ByteBPETokenizerConfig,
+    CharacterTokenizerConfig,
     NgramTokenizerConfig,
     SentencePieceTokenizerConfig,
+    WordpieceTokenizerConfig,
     WordTokenizerConfig,
 )
 from model.tokenizers import (
@@ -16,14 +24,20 @@ from model.tokenizers import (
     END,
     TOKENIZERS,
     UNKNOWN,
+    ByteBPETokenizer,
+    BytesTokenizer,
+    CharacterTokenizer,
     NgramTokenizer,
     SentencePieceTokenizer,
+    WordpieceTokenizer,
     WordTokenizer,
     encode,
     load_tokenizer,
     split_words,
     train_tokenizer,
 )
+from model.tokenizers.byte_level import split_pieces
+from model.tokenizers.merges import learn_merges
 
 CORPUS = [
     "The cat sat on the mat.\nThe dog ran home.\r\n",
@@ -58,7 +72,9 @@ def pieces():
     }
 
 
-@pytest.fixture(params=("word", "ngram", *MODEL_TYPES))
+@pytest.fixture(
+    params=("word", "ngram", "character", "wordpiece", "byte_bpe", "bytes", *MODEL_TYPES)
+)
 def any_tokenizer(request, pieces):
     """(config, tokenizer) of every kind."""
     if request.param in pieces:
@@ -278,6 +294,132 @@ def test_a_vocabulary_needs_text():
         SentencePieceTokenizer.train(["", " \n"], SentencePieceTokenizerConfig())
 
 
+# Characters ---------------------------------------------------------------------------------------
+
+
+def test_characters_are_by_count_then_code_point_and_blanks_are_among_them():
+    tokenizer = CharacterTokenizer.train(["Ab a\nb", "猫猫 A"], CharacterTokenizerConfig())
+    assert tokenizer.characters == ["a", " ", "b", "猫"]
+    assert ids(tokenizer, "ＡＢ 猫\n", "") == [[2, 4, 3, 5, UNKNOWN], []]
+
+
+def test_a_text_of_characters_is_cut():
+    tokenizer = CharacterTokenizer(["a"], max_tokens=3)
+    assert ids(tokenizer, "aaaaa") == [[2, 2, 2]]
+
+
+# Word pieces --------------------------------------------------------------------------------------
+
+
+def test_words_are_cut_into_their_longest_pieces_from_the_left():
+    tokenizer = WordpieceTokenizer(["un", "##aff", "##able", "##a", "u", "##n"], max_tokens=9)
+    assert ids(tokenizer, "Unaffable un, unx", "") == [[2, 3, 4, 2, UNKNOWN, UNKNOWN], []]
+    assert ids(tokenizer, "una" * 200) == [[UNKNOWN]]  # more than 100 bytes
+
+
+def test_the_unknown_word_and_pieces_spelled_out_are_only_text():
+    tokenizer = WordpieceTokenizer(["a", "##a", "unk", "#"], max_tokens=9)
+    assert ids(tokenizer, "[UNK] ##a [PAD]") == [
+        [UNKNOWN, 4, UNKNOWN, 5, 5, 2, UNKNOWN, UNKNOWN, UNKNOWN]
+    ]
+
+
+def test_word_pieces_are_characters_then_what_is_frequent_together():
+    config = WordpieceTokenizerConfig(vocabulary_size=10, min_count=2)
+    tokenizer = WordpieceTokenizer.train(["ab abc abc ab", "bc 猫"], config)
+    # Characters by count; ab is seen 4 times and ab+c twice; b+c, seen once as a word, is not.
+    assert tokenizer.pieces == ["##b", "a", "##c", "ab", "abc"]
+    assert ids(tokenizer, "abc ab abb") == [[6, 5, 5, 2]]
+
+
+# Bytes --------------------------------------------------------------------------------------------
+
+
+def test_bytes_are_numbered_after_the_special_tokens():
+    assert ids(BytesTokenizer(), "\0aé", b"\xff") == [[4, 101, 199, 173], [259]]
+    assert ids(BytesTokenizer(max_tokens=2), "abc") == [[101, 102]]
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("The cat sat.", ["The", " cat", " sat", "."]),
+        ("a   b\n\n c", ["a", "  ", " b", "\n\n", " c"]),
+        ("x2 12 !?a", ["x", "2", " 12", " !?", "a"]),
+        ("don't", ["don", "'", "t"]),
+        ("今天，猫", ["今天", "，", "猫"]),
+        ("ne\u0301e กำ", ["ne\u0301e", " กำ"]),
+        ("a\0\1b\0\2", ["a", "\0\1", "b", "\0\2"]),
+        (b"a \xff\xfe b", ["a", b" \xff\xfe", " b"]),
+    ],
+)
+def test_pieces(text, pieces):
+    (found,) = split_pieces(tf.constant([text])).to_list()
+    assert [piece for piece in found if piece] == [
+        piece if isinstance(piece, bytes) else piece.encode() for piece in pieces
+    ]
+
+
+def test_merges_are_those_of_the_paper():
+    """Sennrich et al., 2016, algorithm 1: its words, without the mark of a word's end."""
+    words = ["low"] * 5 + ["lower"] * 2 + ["newest"] * 6 + ["widest"] * 3
+    config = ByteBPETokenizerConfig(vocabulary_size=260 + 6)
+    tokenizer = ByteBPETokenizer.train(words, config)
+    merged = [token.decode() for token in tokenizer.token_bytes.numpy()[260:]]
+    assert merged == ["es", "est", "lo", "low", "ew", "new"]
+    assert restored(tokenizer, "lowest") == ["lowest"]
+    assert ids(tokenizer, "lowest new") == [[263, 261, 36, 265]]
+
+
+def test_learning_quickly_is_learning_by_counting_anew():
+    draw = random.Random(1)
+    words = ["".join(draw.choices("aab", k=draw.randrange(1, 9))) for _ in range(60)]
+    symbols, counts = [[ord(c) for c in word] for word in words], [draw.randrange(1, 4)] * 60
+    expected, now = [], [tuple(word) for word in symbols]
+    for new_id in range(200, 225):
+        totals = collections.Counter()
+        for word, count in zip(now, counts, strict=True):
+            for pair in itertools.pairwise(word):
+                totals[pair] += count
+        pair, total = min(totals.items(), key=lambda item: (-item[1], item[0]))
+        if total < 5:
+            break
+        expected.append(pair)
+        now = [replaced(word, pair, new_id) for word in now]
+    assert len(expected) > 10
+    settings = {"first_id": 200, "num_merges": 25, "min_count": 5}
+    assert learn_merges(symbols, counts, **settings) == expected
+
+
+def replaced(word, pair, new_id):
+    """`word` with each `pair` as `new_id`, by the text of it."""
+    text = "".join(map(chr, word)).replace("".join(map(chr, pair)), chr(new_id))
+    return tuple(map(ord, text))
+
+
+def test_merges_stop_at_pairs_that_are_too_rare():
+    few = ByteBPETokenizer.train(["ab ab cd"], ByteBPETokenizerConfig())
+    assert few.vocabulary_size == 261  # ab; the blank before it is seen once
+    assert ByteBPETokenizer.train(["", "a"], ByteBPETokenizerConfig()).vocabulary_size == 260
+
+
+def test_a_long_word_is_joined_in_parts():
+    tokenizer = ByteBPETokenizer.train(["a" * 1_000], ByteBPETokenizerConfig())
+    assert max(map(len, tokenizer.token_bytes.numpy())) <= 48
+    assert restored(tokenizer, "a" * 1_000 + " b") == ["a" * 1_000 + " b"]
+
+
+@pytest.mark.parametrize("name", ["bytes", "byte_bpe"])
+def test_any_bytes_come_back(name):
+    config = TOKENIZER_CONFIGS[name](max_tokens=None)
+    tokenizer, texts = train_tokenizer(CORPUS, config), random_texts(10_000, seed=1)
+    tokens = tokenizer(tf.constant(texts))
+    assert tokenizer.join(tokens).numpy().tolist() == texts
+    # What is shown of them is text.
+    shown = [text.decode("utf-8", "replace").encode() for text in texts]
+    assert tokenizer.detokenize(tokens).numpy().tolist() == shown
+
+
 # All of them --------------------------------------------------------------------------------------
 
 
@@ -318,3 +460,77 @@ def test_a_tokenizer_is_made_of_graph_ops(any_tokenizer):
     graph = tf.function(lambda text: tokenizer(text), input_signature=[spec])
     assert graph(tf.constant(TEXTS)).to_list() == ids(tokenizer, *TEXTS)
     assert graph(tf.constant([], tf.string)).to_list() == []
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_training_again_gives_the_same_ids(name):
+    config = TOKENIZER_CONFIGS[name]()
+    first, second = (train_tokenizer(texts, config) for texts in (CORPUS, CORPUS[::-1]))
+    assert ids(first, *CORPUS[:3]) == ids(second, *CORPUS[:3])
+
+
+@pytest.mark.parametrize("name", [name for name in TOKENIZERS if name != "bytes"])
+def test_normalization_is_a_setting(name):
+    texts = ["ＣＡＴ cat CAT café cafe\u0301"] * 4
+    kinds = {
+        form: train_tokenizer(texts, TOKENIZER_CONFIGS[name](normalization=form, **room(name)))
+        for form in ("nfkc_cf", "nfkc", "none")
+    }
+    same = {
+        form: [
+            ids(tokenizer, a) == ids(tokenizer, b)
+            for a, b in (("cat", "CAT"), ("CAT", "ＣＡＴ"), ("café", "cafe\u0301"))
+        ]
+        for form, tokenizer in kinds.items()
+    }
+    assert same == {
+        "nfkc_cf": [True, True, True],
+        "nfkc": [False, True, True],
+        "none": [False, False, False],
+    }
+
+
+def room(name):
+    return {"vocabulary_size": 300} if name == "sentencepiece" else {}
+
+
+def test_a_text_to_classify_is_cut_and_a_document_is_not():
+    for name in ("sentencepiece", "byte_bpe", "bytes"):
+        config = TOKENIZER_CONFIGS[name](max_tokens=4)
+        whole = dataclasses.replace(config, max_tokens=None)
+        texts = ["The cat sat on the mat and the dog ran home", "a"]
+        (long, short), (cut, kept) = (
+            ids(train_tokenizer(CORPUS, settings), *texts) for settings in (whole, config)
+        )
+        assert cut == long[:4] and len(long) > 4 and kept == short
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content", "told"),
+    [
+        ("word", "vocabulary.json", None, "it is missing"),
+        ("word", "vocabulary.json", '["a", "b', "it is not JSON"),
+        ("word", "vocabulary.json", '["a", "a"]', "it holds ['a', 'a']"),
+        ("word", "vocabulary.json", '{"a": 1}', "it holds {'a': 1}"),
+        ("character", "vocabulary.json", '["ab"]', "it holds"),
+        ("character", "vocabulary.json", "\ud800", "it is not JSON"),
+        ("wordpiece", "vocabulary.json", "[1]", "it holds [1]"),
+        ("byte_bpe", "merges.json", "[[4, 260]]", "it holds [[4, 260]]"),
+        ("byte_bpe", "merges.json", "[[4]]", "it holds [[4]]"),
+        ("byte_bpe", "merges.json", "", "it is not JSON"),
+        ("sentencepiece", "sentencepiece.model", None, "it is missing"),
+        ("sentencepiece", "sentencepiece.model", "broken", "SentencePiece cannot read it"),
+        ("sentencepiece", "sentencepiece.model", "", "SentencePiece cannot read it"),
+        ("ngram", "simplified.json", None, "it is missing"),
+        ("ngram", "simplified.json", "{}", "it holds {}"),
+        ("ngram", "simplified.json", '{"a": "bc"}', "it holds"),
+    ],
+)
+def test_a_damaged_vocabulary_is_refused(tmp_path, name, file, content, told):
+    if content is not None:
+        (tmp_path / file).write_bytes(content.encode("utf-8", "surrogatepass"))
+    config = TOKENIZER_CONFIGS[name](**({"simplify": True} if "simplified" in file else {}))
+    with pytest.raises(ValueError) as refusal:
+        load_tokenizer(tmp_path, config)
+    assert str(refusal.value).startswith(f"{tmp_path / file} must be the vocabulary that this run")
+    assert told in str(refusal.value) and "train again" in str(refusal.value)

@@ -5,12 +5,16 @@ import pytest
 
 from model.config import (
     BagOfNgramsConfig,
+    ByteBPETokenizerConfig,
+    BytesTokenizerConfig,
+    CharacterTokenizerConfig,
     NgramTokenizerConfig,
     RecurrentConfig,
     SentencePieceTokenizerConfig,
     TransformerDecoderConfig,
     TransformerEncoderConfig,
     ULMFiTLSTMConfig,
+    WordpieceTokenizerConfig,
     WordTokenizerConfig,
 )
 from training.config import (
@@ -99,6 +103,8 @@ OTHERWISE = {
     "tokenizer.vocabulary_size": ["tokenizer.vocabulary_size=99"],
     "tokenizer.min_count": ["tokenizer.min_count=9"],
     "tokenizer.max_tokens": ["tokenizer.max_tokens=9"],
+    "tokenizer.normalization": ["tokenizer.normalization=nfkc"],
+    "tokenizer.simplify": ["tokenizer.simplify=true"],
     "model.name": ["model=recurrent"],
     "model.num_layers": ["model.num_layers=9"],
     "model.width": ["model.width=64"],
@@ -472,6 +478,15 @@ def test_rate_factors_are_pairs_in_order():
         (TransformerEncoderConfig(), NgramTokenizerConfig(), False),
         (TransformerDecoderConfig(), SentencePieceTokenizerConfig(), True),
         (TransformerDecoderConfig(), WordTokenizerConfig(), False),  # words cannot be put together
+        (TransformerDecoderConfig(), ByteBPETokenizerConfig(), True),
+        (TransformerDecoderConfig(), BytesTokenizerConfig(), True),
+        (TransformerDecoderConfig(), WordpieceTokenizerConfig(), False),
+        (TransformerDecoderConfig(), CharacterTokenizerConfig(), False),
+        (RecurrentConfig(), CharacterTokenizerConfig(), True),
+        (TransformerEncoderConfig(), WordpieceTokenizerConfig(), True),
+        (TransformerEncoderConfig(), SentencePieceTokenizerConfig(), True),
+        (ULMFiTLSTMConfig(), ByteBPETokenizerConfig(), True),
+        (BagOfNgramsConfig(), BytesTokenizerConfig(), False),
     ],
 )
 def test_the_tokenizer_must_fit_the_network(model, tokenizer, fits):
@@ -747,6 +762,7 @@ def test_a_setting_that_would_do_nothing_is_refused_with_what_it_needs(assignmen
         ("sst2", "model.naive_bayes_scale=1", "strategy=sgd"),
         ("sst2", "model.smoothing=1", "strategy=sgd"),
         ("chnsenticorp", "model.smoothing=1", "model.naive_bayes_scale=1"),
+        ("shakespeare", "tokenizer.max_tokens=9", "model=transformer_encoder"),
         (
             "chnsenticorp",
             "tokenizer.min_character_ngram=2",

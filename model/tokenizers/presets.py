@@ -17,8 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from model.config import PresetTokenizerConfig
+from model.tokenizers.normalization import END, PADDING, UNKNOWN, valid_utf8
 
-_PADDING, _UNKNOWN, _END = 0, 1, 3
 _WEIGHTS = "*.weights.*"
 
 
@@ -52,10 +52,10 @@ class Preset:
         self.ours = np.zeros(size, np.int32)
         self.ours[self.order[::-1]] = np.arange(len(self.order))[::-1]  # of several the first ...
         if self.has_end:
-            self.ours[first[_END]] = _END  # ... but an end is an end, whatever else it is
+            self.ours[first[END]] = END  # ... but an end is an end, whatever else it is
         # Ids that no text is given: padding, and those that another id stands for.
         self.is_written = self.ours[self.order] == np.arange(len(self.order))
-        self.is_written[_PADDING] = False
+        self.is_written[PADDING] = False
 
     @property
     def longest(self) -> int | None:
@@ -120,20 +120,18 @@ class PresetTokenizer(tf.Module):
         return cls(Preset(config.preset), config)
 
     def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:
-        text = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
-        tokens = self.preset.tokenize(text)
+        tokens = self.preset.tokenize(valid_utf8(text))
         if not isinstance(tokens, tf.RaggedTensor):
             tokens = tf.RaggedTensor.from_tensor(tokens)
         tokens = tokens[:, : self.max_tokens].with_row_splits_dtype(tf.int64)
         ids = tokens.flat_values  # -1 for a character that byte pairs were never told of
         ours = tf.gather(self.preset.ours, tf.maximum(ids, 0))
-        return tokens.with_flat_values(tf.where(ids < 0, _UNKNOWN, ours))
+        return tokens.with_flat_values(tf.where(ids < 0, UNKNOWN, ours))
 
     def detokenize(self, tokens: tf.RaggedTensor) -> tf.Tensor:
         """Ragged int32 (B, T) -> valid UTF-8 strings (B,)."""
         theirs = tokens.with_flat_values(tf.gather(self.preset.order, tokens.flat_values))
-        text = self.preset.detokenize(theirs)
-        return tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
+        return valid_utf8(self.preset.detokenize(theirs))
 
     def save(self, folder: Path) -> None:
         self.preset.save(folder / self.folder_name)
