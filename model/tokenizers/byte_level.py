@@ -126,14 +126,13 @@ class ByteBPETokenizer(_ByteLevel):
             token_bytes.append(token_bytes[left - _FIRST_BYTE] + token_bytes[right - _FIRST_BYTE])
         super().__init__(token_bytes)
         self.max_tokens, self.normalize = max_tokens, normalize
+        keys = [left * self.vocabulary_size + right for left, right in self.merges]
         self.ranks = tf.lookup.StaticHashTable(
             tf.lookup.KeyValueTensorInitializer(
-                tf.constant(
-                    [left * self.vocabulary_size + right for left, right in self.merges], tf.int64
-                ),
-                tf.range(len(self.merges), dtype=tf.int32),
+                tf.constant([*keys, -1], tf.int64),  # no pair has -1, but a table must have a key
+                tf.range(len(keys) + 1, dtype=tf.int32),
             ),
-            default_value=len(self.merges),
+            default_value=len(keys),
         )
 
     @classmethod

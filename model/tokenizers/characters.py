@@ -54,8 +54,7 @@ class CharacterTokenizer(tf.Module):
         counts: collections.Counter[str] = collections.Counter()
         for text in normalized(normalize, texts):
             counts.update(text)
-        characters = most_frequent(counts, config.min_count, config.vocabulary_size - 2)
-        return cls(characters, config.max_tokens, normalize)
+        return cls(most_frequent(counts, config), config.max_tokens, normalize)
 
     def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:
         text = valid_utf8(text) if self.normalize.is_identity else self.normalize(text)

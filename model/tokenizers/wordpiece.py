@@ -67,7 +67,7 @@ class WordpieceTokenizer(tf.Module):
         for word, characters in spelled.items():
             for character in characters:
                 seen[character] += counts[word]
-        pieces = most_frequent(seen, config.min_count, config.vocabulary_size - 2)
+        pieces = most_frequent(seen, config)
         ids = {piece: i for i, piece in enumerate(pieces)}
         words = sorted(word for word in counts if all(c in ids for c in spelled[word]))
         merges = learn_merges(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
@@ -45,10 +46,20 @@ def count_words(texts: Sequence[str], normalize: Normalizer) -> collections.Coun
     return collections.Counter({word.decode(): count for word, count in counts.items()})
 
 
-def most_frequent(counts: collections.Counter[str], min_count: int, size: int) -> list[str]:
-    """The `size` most frequent that were seen often enough; ties go by the alphabet."""
+def most_frequent(counts: collections.Counter[str], config: Any) -> list[str]:
+    """The most frequent, as many as `config` has room for; ties go by the alphabet.
+
+    Raises ValueError if nothing was seen often enough.
+    """
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return [word for word, count in ranked[:size] if count >= min_count]
+    room = config.vocabulary_size - 2  # padding and unknown are no words
+    words = [word for word, count in ranked[:room] if count >= config.min_count]
+    if not words:
+        raise ValueError(
+            f"A vocabulary needs text to be trained on: nothing in it was seen "
+            f"tokenizer.min_count={config.min_count} times. Set a smaller number or give more text."
+        )
+    return words
 
 
 class WordTokenizer(tf.Module):
@@ -76,8 +87,7 @@ class WordTokenizer(tf.Module):
     def train(cls, texts: Sequence[str], config: WordTokenizerConfig) -> WordTokenizer:
         """The most frequent words of `texts`; ties go by the alphabet, so a run repeats."""
         normalize = Normalizer.create(config)
-        counts = count_words(texts, normalize)
-        words = most_frequent(counts, config.min_count, config.vocabulary_size - 2)
+        words = most_frequent(count_words(texts, normalize), config)
         return cls(words, config.max_tokens, normalize)
 
     def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:

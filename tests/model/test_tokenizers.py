@@ -290,8 +290,11 @@ def test_training_twice_gives_the_same_model(pieces):
 
 
 def test_a_vocabulary_needs_text():
-    with pytest.raises(ValueError, match="needs text"):
-        SentencePieceTokenizer.train(["", " \n"], SentencePieceTokenizerConfig())
+    for name in ("word", "character", "wordpiece", "sentencepiece"):
+        with pytest.raises(ValueError, match="needs text"):
+            train_tokenizer(["", "\n"], TOKENIZER_CONFIGS[name]())
+    with pytest.raises(ValueError, match="tokenizer.min_count=3 times"):
+        train_tokenizer(["a a"], WordTokenizerConfig(min_count=3))
 
 
 # Characters ---------------------------------------------------------------------------------------
