@@ -1,9 +1,11 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from model.config import (
+    TOKENIZER_CONFIGS,
     BagOfNgramsConfig,
     NgramTokenizerConfig,
     RecurrentConfig,
@@ -115,6 +117,24 @@ def test_preparing_looks_at_the_training_split_alone(tmp_path):
     assert metrics == {name: evaluated[name] for name in metrics}
     assert learner.figures_of(DATA.validation) == metrics
     assert objective.score({"accuracy": 0.5, "loss": 9.0}) == 0.5
+
+
+@pytest.mark.parametrize("name", ["byte_bpe", "sentencepiece"])
+def test_pieces_of_words_are_classified_up_to_their_longest(name):
+    size = 300 if name == "sentencepiece" else 270
+    learner = Classifier.create(
+        dataclasses.replace(
+            CONFIG,
+            tokenizer=TOKENIZER_CONFIGS[name](vocabulary_size=size, max_tokens=6),
+            model=BidirectionalLSTMConfig(embedding_size=4, units=4),
+        ),
+        DATA,
+    )
+    whole, begun, other, bad = learner.probabilities(
+        ["zz zz zz zz", "zz zz z", "yy zz zz", b"z\xff"]
+    )
+    assert whole.tolist() == begun.tolist() != other.tolist()
+    assert np.isfinite(bad).all()
 
 
 def test_the_vocabulary_knows_no_word_of_the_other_splits():

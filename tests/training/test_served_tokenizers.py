@@ -1,5 +1,7 @@
 """A server that has only TensorFlow and TensorFlow Text gives the ids and texts of training."""
 
+import json
+
 import keras
 import pytest
 import tensorflow as tf
@@ -11,6 +13,7 @@ from model.tokenizers import train_tokenizer
 from serving import servable
 from training.config import RunConfig
 from training.export import export_run
+from training.language_model import generation_inputs
 from training.run import fit_run, load_run
 
 CORPUS = ["The cat sat on the mat.\n", "猫在睡觉, 漢語 and a dog. 👍", "a story, told again"] * 8
@@ -27,9 +30,7 @@ def ops_of(folder):
 
 def run(folder, inputs):
     served = servable.load("model", 1, folder)
-    answer = served.run(
-        signatures.SERVING_DEFAULT, {name: tensor.numpy() for name, tensor in inputs.items()}
-    )
+    answer = served.run(signatures.SERVING_DEFAULT, inputs)
     served.close()
     return answer
 
@@ -49,21 +50,27 @@ def test_a_session_gives_the_ids_of_training_by_ops_of_the_stock_server(name, tm
     )
     archive.write_out(str(tmp_path / "1"), verbose=False)
     expected = tokenizer(tf.constant(TEXTS)).to_tensor().numpy()
-    assert run(tmp_path / "1", {"text": tf.constant(TEXTS)})["ids"].tolist() == expected.tolist()
+    served = run(tmp_path / "1", {"text": tf.constant(TEXTS).numpy()})
+    assert served["ids"].tolist() == expected.tolist()
     assert ops_of(tmp_path / "1") <= (core_ops() - PYTHON_OPS) | set(TEXT_OPS)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["byte_bpe", "bytes"])
-def test_a_decoder_of_bytes_is_trained_exported_and_served(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "model"), [("byte_bpe", "transformer_decoder"), ("bytes", "lstm_language_model")]
+)
+def test_a_decoder_of_bytes_is_trained_exported_and_served(name, model, tmp_path):
     (tmp_path / "corpus.txt").write_text("\n\n".join(f"{t} {i}" for i, t in enumerate(CORPUS)))
-    network = {"num_layers": 1, "width": 8, "num_heads": 2, "inner_width": 8, "context_length": 48}
+    network = {
+        "transformer_decoder": {"width": 8, "num_heads": 2, "inner_width": 8},
+        "lstm_language_model": {"embedding_size": 8, "units": 8},
+    }
     config = RunConfig.from_dict(
         {
             "name": "bytes",
             "dataset": {"name": "file", "path": str(tmp_path / "corpus.txt")},
             "tokenizer": {"name": name, "max_tokens": 3},  # which a generator does not heed
-            "model": {"name": "transformer_decoder"} | network,
+            "model": {"name": model, "num_layers": 1, "context_length": 48} | network[model],
             "batch_size": 4,
             "max_updates": 3,
         }
@@ -73,19 +80,19 @@ def test_a_decoder_of_bytes_is_trained_exported_and_served(name, tmp_path):
     learner = load_run(folder)
     assert max(map(len, learner.encoded(["the cat sat"]))) > 5
     exported = export_run(folder, tmp_path / "exports")
-    count = len(TEXTS)
-    settings = [
-        tf.constant(TEXTS),
-        tf.fill([count], 20),
-        tf.fill([count], 1.0),
-        tf.fill([count], 0),
-        tf.fill([count], 1.0),
-        tf.range(count),
+    (golden,) = json.loads((exported / signatures.MANIFEST_FILE).read_text())["golden"]
+    types = [spec.dtype.as_numpy_dtype for spec in generation_inputs()]
+    asked = [golden["inputs"][name] for name in signatures.GENERATOR_INPUTS]
+    # Prompts of any bytes beside them change no other row, and noise is shown as UTF-8.
+    asked[0] = [*asked[0], *TEXTS]
+    for i, setting in enumerate([20, 1.0, 0, 1.0, 7], 1):
+        asked[i] = [*asked[i], *[setting] * len(TEXTS)]
+    columns = [
+        tf.constant(column, dtype).numpy() for column, dtype in zip(asked, types, strict=True)
     ]
-    expected = learner.generate(*settings)
-    inputs = dict(zip(signatures.GENERATOR_INPUTS, settings, strict=True))
-    answer = run(exported, inputs)
-    assert answer[signatures.TEXT].tolist() == expected[signatures.TEXT].numpy().tolist()
-    texts = [text.decode() for text in answer[signatures.TEXT]]  # noise of bytes, shown as UTF-8
-    assert "\ufffd" in "".join(texts) and answer[signatures.NUM_TOKENS].max() > 5
+    answer = run(exported, dict(zip(signatures.GENERATOR_INPUTS, columns, strict=True)))
+    texts = [text.decode() for text in answer[signatures.TEXT]]
+    assert texts[: -len(TEXTS)] == golden["outputs"][signatures.TEXT]
+    assert "\ufffd" in "".join(texts)
+    assert answer[signatures.NUM_TOKENS][-len(TEXTS) :].max() == 20
     assert ops_of(exported) <= (core_ops() - PYTHON_OPS) | set(TEXT_OPS)

@@ -619,6 +619,18 @@ def test_a_network_without_token_logits_is_refused(reviews, tmp_path, objective)
         fit_run(run_config(reviews, earlier=[before], **BAG), tmp_path)
 
 
+@pytest.mark.parametrize("objective", ["language_model", "masked_language_model"])
+def test_windows_to_pre_train_on_have_a_length(reviews, tmp_path, objective):
+    config = run_config(
+        reviews,
+        model=ENCODER | {"token_head": True},
+        tokenizer={"name": "bytes", "max_tokens": None},
+        earlier=[{"name": "read", "objective": objective}],
+    )
+    with pytest.raises(ValueError, match="tokenizer.max_tokens, which must be a number"):
+        fit_run(config, tmp_path)
+
+
 # LoRA ---------------------------------------------------------------------------------------------
 
 
