@@ -18,7 +18,6 @@ from model.tokenizers.normalization import (
     is_list_of_words,
     normalized,
     read_vocabulary,
-    valid_utf8,
     write_vocabulary,
 )
 from model.tokenizers.words import most_frequent
@@ -57,8 +56,7 @@ class CharacterTokenizer(tf.Module):
         return cls(most_frequent(counts, config), config.max_tokens, normalize)
 
     def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:
-        text = valid_utf8(text) if self.normalize.is_identity else self.normalize(text)
-        characters = tf.strings.unicode_decode(text, "UTF-8")
+        characters = tf.strings.unicode_decode(self.normalize.to_valid(text), "UTF-8")
         return tf.ragged.map_flat_values(self.table.lookup, cut(characters, self.max_tokens))
 
     def save(self, folder: Path) -> None:

@@ -67,6 +67,10 @@ class Normalizer(tf.Module):
         if self.simplified:
             write_vocabulary(folder / _SIMPLIFIED_FILE, self.simplified)
 
+    def to_valid(self, text: tf.Tensor) -> tf.Tensor:
+        """The same, and valid UTF-8 also where nothing else is changed."""
+        return valid_utf8(text) if self.is_identity else self(text)
+
     def __call__(self, text: tf.Tensor) -> tf.Tensor:
         if self.is_identity:
             return text
@@ -151,10 +155,11 @@ def damaged(path: Path, what: str) -> ValueError:
 
 
 def is_list_of_words(vocabulary: Any) -> bool:
-    """Whether it is a list of different strings."""
+    """Whether it is a list of different words, one at least."""
     return (
         isinstance(vocabulary, list)
-        and all(isinstance(word, str) for word in vocabulary)
+        and len(vocabulary) > 0
+        and all(isinstance(word, str) and word for word in vocabulary)
         and len(set(vocabulary)) == len(vocabulary)
     )
 

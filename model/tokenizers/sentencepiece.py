@@ -102,8 +102,7 @@ class SentencePieceTokenizer(tf.Module):
         return cls(proto.SerializeToString(deterministic=True), config.max_tokens, normalize)
 
     def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:
-        text = valid_utf8(text) if self.normalize.is_identity else self.normalize(text)
-        return cut(self.pieces.tokenize(text), self.max_tokens)
+        return cut(self.pieces.tokenize(self.normalize.to_valid(text)), self.max_tokens)
 
     def detokenize(self, tokens: tf.RaggedTensor) -> tf.Tensor:
         """Ragged int32 (B, T) -> valid UTF-8 strings (B,); bytes cut in half become U+FFFD."""

@@ -17,7 +17,6 @@ from model.tokenizers.normalization import (
     chunks,
     is_list_of_words,
     read_vocabulary,
-    valid_utf8,
     write_vocabulary,
 )
 
@@ -32,7 +31,7 @@ def split_words(text: tf.Tensor, normalize: Normalizer = CASE_FOLDED) -> tf.Ragg
     Normalises first, and takes the typographic apostrophe for the plain one, so that "it’s" is
     one word however it was typed.
     """
-    text = valid_utf8(text) if normalize.is_identity else normalize(text)
+    text = normalize.to_valid(text)
     text = tf.strings.regex_replace(text, "’", "'")
     text = tf.strings.regex_replace(text, f"({_UNSPACED}|{_PUNCTUATION})", r" \1 ")
     return tf.strings.split(text)

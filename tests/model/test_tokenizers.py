@@ -518,6 +518,8 @@ def test_a_text_to_classify_is_cut_and_a_document_is_not():
         ("character", "vocabulary.json", '["ab"]', "it holds"),
         ("character", "vocabulary.json", "\ud800", "it is not JSON"),
         ("wordpiece", "vocabulary.json", "[1]", "it holds [1]"),
+        ("wordpiece", "vocabulary.json", '["a", ""]', "it holds ['a', '']"),
+        ("word", "vocabulary.json", "[]", "it holds []"),
         ("byte_bpe", "merges.json", "[[4, 260]]", "it holds [[4, 260]]"),
         ("byte_bpe", "merges.json", "[[4]]", "it holds [[4]]"),
         ("byte_bpe", "merges.json", "", "it is not JSON"),
