@@ -404,7 +404,7 @@ class RunConfig(StageConfig):
             self.vectors is None or (takes_them and self.tokenizer.name == "word"),
             "vectors",
             "none but for a classifier with an embedding of words, as with tokenizer=word and "
-            "model=bidirectional_lstm",
+            "model=recurrent",
             self.vectors,
         )
 

@@ -57,13 +57,13 @@ def test_a_session_gives_the_ids_of_training_by_ops_of_the_stock_server(name, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "model"), [("byte_bpe", "transformer_decoder"), ("bytes", "lstm_language_model")]
+    ("name", "model"), [("byte_bpe", "transformer_decoder"), ("bytes", "recurrent_language_model")]
 )
 def test_a_decoder_of_bytes_is_trained_exported_and_served(name, model, tmp_path):
     (tmp_path / "corpus.txt").write_text("\n\n".join(f"{t} {i}" for i, t in enumerate(CORPUS)))
     network = {
         "transformer_decoder": {"width": 8, "num_heads": 2, "inner_width": 8},
-        "lstm_language_model": {"embedding_size": 8, "units": 8},
+        "recurrent_language_model": {"embedding_size": 8, "units": 8},
     }
     config = RunConfig.from_dict(
         {

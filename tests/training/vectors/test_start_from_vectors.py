@@ -32,7 +32,7 @@ def config(tmp_path):
             "name": "reviews",
             "dataset": {"name": "file", "path": str(data)},
             "tokenizer": {"name": "word"},
-            "model": {"name": "bidirectional_lstm", "embedding_size": SIZE, "units": 3},
+            "model": {"name": "recurrent", "embedding_size": SIZE, "units": 3},
             "optimizer": {"peak_learning_rate": 0.05},
             "strategy": "adam",
             "batch_size": 16,
