@@ -1,6 +1,7 @@
 """A linear classifier over the set of n-grams. Axes: B batch, T n-grams, K labels, V buckets."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,11 +12,16 @@ from model.dropout import Dropout
 
 
 class BagOfNgrams(keras.Model):
-    """Adds up one weight for each n-gram and label, over the square root of how many there are.
+    """Adds up one weight for each n-gram and label; a text counts as a vector of length 1.
 
-    logits = scale / sqrt(n) * sum_i W[ngram_i] + b. `adapt` starts W from the log-count ratios of
-    naive Bayes (Wang & Manning, 2012, eq. 2, for each label against the mean of all), training
-    goes on from there: with few examples it begins where naive Bayes ends.
+    logits = scale * sum_i u_i W[ngram_i] / ||u|| + b. `weighting` says what u is: 1 for every
+    n-gram; `idf`, ln((1 + N) / (1 + n)) + 1 for one that n of N training texts have (as
+    scikit-learn's TfidfVectorizer); or `naive_bayes`, its largest log-count ratio (Wang & Manning,
+    2012, sec. 2.3, of any number of labels). By the last two, n-grams that training never saw
+    count nothing.
+
+    `adapt` finds u and starts W from the log-count ratios (their eq. 2, for each label against the
+    mean of all); training goes on from there: with few examples it begins where naive Bayes ends.
 
     Call: `tokens` int32 (B, T), distinct ids of a row's n-grams, 0 is padding -> logits float32
     (B, K). `ngram_dropout` leaves out whole n-grams in training.
@@ -33,16 +39,25 @@ class BagOfNgrams(keras.Model):
             name="embedding",
         )
         self.bias = self.add_weight(shape=(num_labels,), initializer="zeros", name="bias")
+        self.ngram_weight: Any = None
+        if config.weighting != "none":
+            self.ngram_weight = self.add_weight(
+                shape=(vocabulary_size,), initializer="ones", trainable=False, name="ngram_weight"
+            )
         self.dropout = Dropout(config.ngram_dropout, dtype="float32", name="dropout")
 
     def call(self, tokens, training=False):
-        is_ngram = tf.cast(tokens != 0, tf.float32)  # (B, T)
-        norm = tf.sqrt(tf.maximum(tf.reduce_sum(is_ngram, axis=1, keepdims=True), 1.0))
-        kept = self.dropout(is_ngram, training=training) / norm * self.config.scale
+        value = tf.cast(tokens != 0, tf.float32)  # (B, T)
+        if self.ngram_weight is not None:
+            value *= tf.gather(self.ngram_weight, tokens)
+        length = tf.sqrt(tf.reduce_sum(value**2, axis=1, keepdims=True))
+        # Of a text without n-grams, or with none that counts, nothing is left but the bias.
+        length = tf.where(length > 0, length, 1.0)
+        kept = self.dropout(value, training=training) / length * self.config.scale
         return tf.einsum("bt,btk->bk", kept, self.weight(tokens)) + self.bias
 
     def adapt(self, rows: Sequence[np.ndarray], labels: np.ndarray) -> None:
-        """Sets the weights to log-count ratios. `rows`: each text's ids (T,); `labels` int (B,).
+        """Sets u, and W to log-count ratios. `rows`: each text's ids (T,); `labels` int (B,).
 
         Of `labels` bool (B, K) each is set against the texts without it, as if it were alone.
         """
@@ -52,31 +67,44 @@ class BagOfNgrams(keras.Model):
         num_examples = np.bincount(labels, minlength=self.num_labels)
         prior = np.log((num_examples + 1) / (len(labels) + self.num_labels))
         self.bias.assign(prior - prior.mean())
-        if self.config.naive_bayes_scale:
+        if self._looks_at_ngrams:
             ratio = self._log_count_ratios(rows, labels, self.num_labels)
-            self.weight.embeddings.assign(self.config.naive_bayes_scale * ratio)
+            self._start(rows, ratio, ratio)
 
     def _adapt_each(self, rows: Sequence[np.ndarray], is_label: np.ndarray) -> None:
         num_with = is_label.sum(axis=0)
         self.bias.assign(np.log((num_with + 1) / (len(is_label) - num_with + 1)))
-        if self.config.naive_bayes_scale:
+        if self._looks_at_ngrams:
             ratios = [self._log_count_ratios(rows, has.astype(int), 2) for has in is_label.T]
-            weights = np.stack([ratio[:, 1] - ratio[:, 0] for ratio in ratios], axis=1)  # (V, K)
-            self.weight.embeddings.assign(self.config.naive_bayes_scale * weights)
+            ratio = np.stack([ratio[:, 1] - ratio[:, 0] for ratio in ratios], axis=1)  # (V, K)
+            self._start(rows, ratio, ratio)
 
     def adapt_to_grades(
         self, rows: Sequence[np.ndarray], labels: np.ndarray, num_labels: int
     ) -> None:
-        """Sets the weights of a single output to what of the ratios grows evenly with the label.
+        """Sets u, and the weights of one output to what of the ratios grows evenly with the label.
 
         That is the least-squares slope of each n-gram's ratios over the labels in their order; of
         two labels it is all of their ratio.
         """
-        if self.config.naive_bayes_scale:
+        if self._looks_at_ngrams:
             ratio = self._log_count_ratios(rows, labels, num_labels)
             step = np.arange(num_labels) - (num_labels - 1) / 2
-            slope = ratio @ step / (step @ step)
-            self.weight.embeddings.assign(self.config.naive_bayes_scale * slope[:, None])
+            self._start(rows, ratio, (ratio @ step / (step @ step))[:, None])
+
+    @property
+    def _looks_at_ngrams(self) -> bool:
+        return self.config.naive_bayes_scale > 0 or self.ngram_weight is not None
+
+    def _start(self, rows: Sequence[np.ndarray], ratio: np.ndarray, weights: np.ndarray) -> None:
+        """Sets W to `weights` (V, K), scaled, and u by `ratio` (V, labels) or by who has what."""
+        self.weight.embeddings.assign(self.config.naive_bayes_scale * weights)
+        if self.config.weighting == "idf":
+            num_texts = np.bincount(np.concatenate(rows), minlength=self.vocabulary_size)
+            idf = np.log((1 + len(rows)) / (1 + num_texts)) + 1
+            self.ngram_weight.assign(idf * (num_texts > 0))
+        elif self.config.weighting == "naive_bayes":
+            self.ngram_weight.assign(np.abs(ratio).max(axis=1))
 
     def _log_count_ratios(
         self, rows: Sequence[np.ndarray], labels: np.ndarray, num_labels: int

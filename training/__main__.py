@@ -165,6 +165,11 @@ def parser() -> argparse.ArgumentParser:
     add_search(command("search", SEARCH))
     add_find_rate(command("find-rate", FIND_RATE))
 
+    check = command("check", "look for repeats, leakage and contradictions in a data set")
+    check.add_argument("name", nargs="?", help="a data set or a recipe that `list` shows")
+    check.add_argument("--examples", type=int, default=3, help="of each finding (3)")
+    _add_file(check)
+
     command("list", "recipes, models, tokenizers, data sets, optimizers and strategies")
 
     plot = command("plot-schedule", "draw schedules over the updates of a run")
@@ -198,6 +203,10 @@ def _add_settings(sub: argparse.ArgumentParser) -> None:
 
 def _add_changes(sub: argparse.ArgumentParser) -> None:
     _add_settings(sub)
+    _add_file(sub)
+
+
+def _add_file(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data", help="your own file: CSV, TSV, JSONL, Parquet; .txt for generation")
     sub.add_argument("--text-column", help="of your file; found by its name if left out")
     sub.add_argument("--label-column", help="of your file; found by its name if left out")

@@ -33,6 +33,7 @@ from training.config import (
 from training.datasets import DATASETS, load_dataset, read_documents, read_labelled, read_texts
 from training.datasets.config import TARGETS, USER_FILE, DatasetConfig
 from training.experiments import compare, find_rate, search, tell_initial_weights
+from training.leakage import examples, find_leakage
 from training.options import INTERRUPTED
 from training.recipes import FIRST_STEPS, RECIPES, fine_tuned, recipe
 from training.runs import (
@@ -147,13 +148,15 @@ def evaluate(options: argparse.Namespace) -> int:
     folder = find_run(options.runs, options.run)
     config = read_config(folder)
     import_tensorflow()
-    from training.run import load_run
+    from training.run import load_run, without_repeats
 
     learner: Any = load_run(folder)
     if config.task == WORD_VECTORS:
         return _evaluate_vectors(learner, folder, options)
+    data = None
     if options.data is None:
-        split: Any = load_dataset(config.dataset, config.task, config.target).test
+        data = load_dataset(config.dataset, config.task, config.target)
+        split: Any = data.test
         notes: Iterable[str] = ()
     elif config.task == CLASSIFICATION:
         split, notes = read_labelled(
@@ -175,6 +178,8 @@ def evaluate(options: argparse.Namespace) -> int:
         _print_table(header, rows)
         return 0
     report = learner.evaluate(split, folder)
+    if data is not None:
+        report |= without_repeats(learner, data)
     write_json(folder / "evaluation.json", {"data": str(options.data or "test"), "report": report})
     _print_report(report)
     pictures = {"confusion_matrix": "confusion_matrix.png", "calibration": "reliability.png"}
@@ -274,6 +279,29 @@ def export(options: argparse.Namespace) -> int:
     return 0
 
 
+def check(options: argparse.Namespace) -> int:
+    """Tells of repeats, leakage and contradictions in a data set, with examples."""
+    if (options.name is None) == (options.data is None):
+        raise ValueError(
+            "check takes the name of a data set or of a recipe, or --data FILE, one of the two. "
+            f"Data sets: {', '.join(DATASETS)}."
+        )
+    require(options.examples >= 0, "--examples", "0 or more", options.examples)
+    if options.data:
+        dataset, task = _file_of(options), CLASSIFICATION
+    else:
+        _refuse_file_options(options, "--data")
+        known = DATASETS.get(options.name)
+        config = None if known else recipe(options.name)
+        dataset = config.dataset if config else DatasetConfig(name=options.name)
+        task = config.task if config else DATASETS[options.name].task
+    data = load_dataset(dataset, task)
+    found = find_leakage(data)
+    for line in (*data.notes, *found.lines(), *examples(data, found, options.examples)):
+        print(line)
+    return 0
+
+
 def show_list(options: argparse.Namespace) -> int:
     def first_line(thing: Any) -> str:
         return (thing.__doc__ or "").strip().splitlines()[0]
@@ -334,6 +362,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "compare": compare,
     "search": search,
     "find-rate": find_rate,
+    "check": check,
     "list": show_list,
     "plot-schedule": plot_schedule,
     "verify-resume": verify_resume,
@@ -345,22 +374,23 @@ def changed(config: RunConfig, options: argparse.Namespace) -> RunConfig:
     if options.label_column and config.task != CLASSIFICATION:
         raise ValueError(f"--label-column: {config.name} learns from texts alone.")
     if options.data:
-        config = dataclasses.replace(
-            config,
-            dataset=DatasetConfig(
-                name=USER_FILE,
-                path=options.data,
-                text_column=options.text_column,
-                label_column=options.label_column,
-                validation_path=options.validation_data,
-                test_path=options.test_data,
-            ),
-        )
+        config = dataclasses.replace(config, dataset=_file_of(options))
     else:
         _refuse_file_options(options, "--data")
     if options.preset:
         config = fine_tuned(config, options.preset)
     return override(config, options.set)
+
+
+def _file_of(options: argparse.Namespace) -> DatasetConfig:
+    return DatasetConfig(
+        name=USER_FILE,
+        path=options.data,
+        text_column=options.text_column,
+        label_column=options.label_column,
+        validation_path=options.validation_data,
+        test_path=options.test_data,
+    )
 
 
 ABOUT_FILE = ("text_column", "label_column", "validation_data", "test_data")
@@ -596,6 +626,11 @@ def _print_report(report: dict) -> None:
     print(f"loss {report['loss']:.4f}   " + "   ".join([*_headline(report), *more]))
     if "calibration" in report:
         _print_calibration(**report["calibration"])
+    if unseen := report.get("without_repeats"):
+        print(
+            f"without the texts that training has too: accuracy {unseen['accuracy']:.2%} of "
+            f"{unseen['num_examples']:,}"
+        )
     if "by_label" in report:
         print()
         rows = [

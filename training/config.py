@@ -458,9 +458,11 @@ def _watches_updates(stage: StageConfig) -> bool:
     return stage.stop_loss is not None or stage.stop_grad_norm is not None
 
 
-def _starts_from_naive_bayes(run: RunConfig) -> bool:
+def _counts_by_label(run: RunConfig) -> bool:
     scale = getattr(run.model, "naive_bayes_scale", 0.0)
-    return scale > 0 and run.target != NUMBER and not is_private(resolve(run.strategy))
+    weighting = getattr(run.model, "weighting", "none")
+    is_used = scale > 0 or weighting == "naive_bayes"
+    return is_used and run.target != NUMBER and not is_private(resolve(run.strategy))
 
 
 _LOW_RANK: _StageNeed = (lambda stage: stage.lora_rank > 0, "{}lora_rank above 0")
@@ -520,9 +522,17 @@ NEEDS_OF_RUN: dict[str, _RunNeed] = {
         "labels to count, so another target than number, and a strategy without dp_sgd, whose "
         "epsilon would not count such a start",
     ),
+    "model.weighting": (
+        lambda run: (
+            getattr(run.model, "weighting", "none") == "none"
+            or not is_private(resolve(run.strategy))
+        ),
+        "a strategy without dp_sgd, whose epsilon would not count what is seen for it",
+    ),
     "model.smoothing": (
-        _starts_from_naive_bayes,
-        "model.naive_bayes_scale above 0, a target other than number, and no dp_sgd",
+        _counts_by_label,
+        "model.naive_bayes_scale above 0 or model.weighting=naive_bayes, a target other than "
+        "number, and no dp_sgd",
     ),
     "target": (lambda run: run.task == CLASSIFICATION, "a model that classifies"),
     "calibrate": (

@@ -16,8 +16,10 @@ from training.checkpoints import Checkpoints
 from training.classification import Classifier
 from training.config import CLASSIFICATION, GENERATION, RunConfig, StageConfig
 from training.datasets.catalogue import load_dataset
+from training.datasets.examples import unseen_test_indices
 from training.devices import check_replicas
 from training.language_model import LanguageModel
+from training.leakage import find_leakage
 from training.loop import Outcome
 from training.objectives import texts_of
 from training.progress import Log, NoLog
@@ -65,8 +67,9 @@ def fit_run(
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     data: Any = load_dataset(config.dataset, config.task, config.target)
-    for note in data.notes:
-        logger.info(note)
+    if replicas.is_chief:
+        for line in (*data.notes, *find_leakage(data).lines()):
+            logger.info(line)
     learner = begin_run(config, folder, data, replicas)
     rates = [float(rate.numpy()) for rate in dropout_rates(learner.model)]  # as built
     done: list[dict] = read_json(folder / STAGES_FILE) if (folder / STAGES_FILE).is_file() else []
@@ -103,7 +106,7 @@ def fit_run(
 
 def _results(learner: Learner, data: Any, folder: Path, done: list[dict]) -> dict:
     return {
-        "test": learner.evaluate(data.test, folder),
+        "test": learner.evaluate(data.test, folder) | without_repeats(learner, data),
         "validation": learner.figures_of(data.validation),
         "best_step": done[-1]["best_step"],
         "kept_step": done[-1]["kept_step"],
@@ -113,6 +116,19 @@ def _results(learner: Learner, data: Any, folder: Path, done: list[dict]) -> dic
         "ended": done[-1]["ended"],
         "stages": done,
     }
+
+
+def without_repeats(learner: Learner, data: Any) -> dict:
+    """Accuracy on the test texts that training does not have, if it has some of a classifier's."""
+    if not isinstance(learner, Classifier):
+        return {}
+    unseen = unseen_test_indices(data)
+    if len(unseen) in (0, len(data.test)):
+        return {}
+    figures = learner.figures_of(data.test.take(unseen))
+    if "accuracy" not in figures:  # several labels, or a number
+        return {}
+    return {"without_repeats": {"accuracy": figures["accuracy"], "num_examples": len(unseen)}}
 
 
 def load_run(folder: Path) -> Learner:

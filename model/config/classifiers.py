@@ -20,6 +20,8 @@ from model.config.checks import (
 from model.config.tokenizers import SEQUENCES
 from model.config.transformers import BlocksConfig
 
+WEIGHTINGS = ("none", "idf", "naive_bayes")
+
 
 @dataclass(frozen=True, kw_only=True)
 class BagOfNgramsConfig:
@@ -27,6 +29,7 @@ class BagOfNgramsConfig:
 
     kind: ClassVar[str] = signatures.CLASSIFIER
     tokenizers: ClassVar[tuple[str, ...]] = ("ngram", "word")  # that it reads
+    weighting: str = "none"  # of an n-gram: idf, its rareness; naive_bayes, how much it tells
     naive_bayes_scale: float = 0.3  # 1 starts as naive Bayes, 0 from nothing, between: milder
     smoothing: float = 0.3  # added to every count before the logarithm
     scale: float = 4.0  # of the normalised sum, so that logits can grow with small weights
@@ -34,6 +37,12 @@ class BagOfNgramsConfig:
     name: str = "bag_of_ngrams"
 
     def __post_init__(self) -> None:
+        require(
+            self.weighting in WEIGHTINGS,
+            "model.weighting",
+            f"one of {', '.join(WEIGHTINGS)}",
+            self.weighting,
+        )
         require(
             self.naive_bayes_scale >= 0,
             "model.naive_bayes_scale",

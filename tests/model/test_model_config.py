@@ -91,6 +91,7 @@ WRONG = {
         "max_tokens": (0, -1),
     },
     BagOfNgramsConfig: {
+        "weighting": ("tfidf", "", None),
         "naive_bayes_scale": (-0.5, NAN),
         "smoothing": (0, -1.0, NAN),
         "scale": (0, -4.0, NAN),

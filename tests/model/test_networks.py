@@ -310,6 +310,36 @@ def test_adapt_is_naive_bayes(smoothing):
     np.testing.assert_allclose(model(padded(texts)), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("weighting", ["idf", "naive_bayes"])
+def test_weighted_ngrams_make_a_text_a_vector_of_length_one(weighting):
+    model = build_model(
+        BagOfNgramsConfig(weighting=weighting, naive_bayes_scale=0.0, smoothing=0.5, scale=2.0),
+        VOCABULARY,
+        LABELS,
+        seed=0,
+    )
+    model.adapt(TRAIN_ROWS, TRAIN_LABELS)
+    seen = {i for row in TRAIN_ROWS for i in row}
+    has = np.array([[i in row for i in range(VOCABULARY)] for row in TRAIN_ROWS])
+    if weighting == "idf":
+        expected = np.log((1 + len(TRAIN_ROWS)) / (1 + has.sum(axis=0))) + 1
+    else:
+        counts = np.stack([has[TRAIN_LABELS == k].sum(axis=0) for k in range(LABELS)]) + 0.5
+        logs = np.log(counts / counts[:, sorted(seen)].sum(axis=1, keepdims=True))
+        expected = np.abs(logs - logs.mean(axis=0)).max(axis=0)
+    expected[[i for i in range(VOCABULARY) if i not in seen]] = 0  # not in any training text
+    np.testing.assert_allclose(model.ngram_weight, expected, rtol=1e-5)
+
+    model = with_random_weights(model)
+    model.ngram_weight.assign(expected)
+    weights, bias = model.weight.embeddings.numpy(), model.bias.numpy()
+    value = np.where(np.isin(np.arange(VOCABULARY), [1, 2, 5, 20]), expected, 0.0)
+    logits = 2.0 * value @ weights / np.linalg.norm(value) + bias
+    np.testing.assert_allclose(model(padded([[1, 2, 5, 20]]))[0], logits, rtol=1e-4, atol=1e-5)
+    # What training never saw says nothing, alone or beside what it did.
+    np.testing.assert_allclose(model(padded([[20], []])), [bias, bias], atol=1e-6)
+
+
 def test_the_scale_of_naive_bayes_multiplies_its_weights_and_zero_leaves_the_prior():
     weights = {}
     for scale in (0.0, 0.5, 1.0):

@@ -126,7 +126,7 @@ def test_pieces_of_words_are_classified_up_to_their_longest(name):
         dataclasses.replace(
             CONFIG,
             tokenizer=TOKENIZER_CONFIGS[name](vocabulary_size=size, max_tokens=6),
-            model=BidirectionalLSTMConfig(embedding_size=4, units=4),
+            model=RecurrentConfig(embedding_size=4, units=4),
         ),
         DATA,
     )

@@ -137,3 +137,27 @@ def chnsenticorp() -> RunConfig:
         optimizer=OptimizerConfig(peak_learning_rate=0.01),
         epochs=5,
     )
+
+
+def weibo2018() -> RunConfig:
+    """Chinese posts, 10,000 for training."""
+    return RunConfig(
+        name="weibo2018",
+        dataset=DatasetConfig(name="weibo2018"),
+        tokenizer=NgramTokenizerConfig(max_ngram=3, num_buckets=2**20),
+        model=BagOfNgramsConfig(weighting="naive_bayes", smoothing=1.0, naive_bayes_scale=0.0),
+        optimizer=OptimizerConfig(peak_learning_rate=0.01),
+        epochs=5,
+    )
+
+
+def waimai_10k() -> RunConfig:
+    """Chinese reviews of food deliveries, 9,600 for training."""
+    return RunConfig(
+        name="waimai_10k",
+        dataset=DatasetConfig(name="waimai_10k"),
+        tokenizer=NgramTokenizerConfig(max_ngram=3, num_buckets=2**20),
+        model=BagOfNgramsConfig(weighting="idf", naive_bayes_scale=0.0),
+        optimizer=OptimizerConfig(peak_learning_rate=0.01),
+        epochs=5,
+    )
