@@ -94,7 +94,17 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     fit = command("fit", "train a recipe, or go on where it was stopped")
-    fit.add_argument("recipe", nargs="?", help="a name that `list` shows, or a first step's")
+    fit.add_argument(
+        "recipe",
+        nargs="?",
+        help="a name that `list` shows, a first step's, or auto: tries several on --data and keeps "
+        "the best",
+    )
+    fit.add_argument(
+        "--budget",
+        help="seconds or minutes of training, as 60s or 20m: the run is cut to what this machine "
+        "does in them (auto: 300s)",
+    )
     fit.add_argument("--config", type=Path, help="a run's config.json instead of a recipe")
     fit.add_argument("--name", help="of the run and its export (default: the recipe's)")
     how = fit.add_mutually_exclusive_group()

@@ -78,6 +78,15 @@ class Classifier:
             learner.temperature = read_json(folder / CALIBRATION_FILE)["temperature"]
         return learner
 
+    @property
+    def resources(self) -> list:
+        """What an export has to carry: the network and what the tokenizer looks up."""
+        return [self.model, self.tokenizer]
+
+    def logits_in_graph(self, text: tf.Tensor) -> tf.Tensor:
+        """In the graph: string (B,) -> float32 (B, K)."""
+        return self.model(self.tokenizer(text).to_tensor(), training=False)
+
     def figures(self, rows: Sequence[np.ndarray], labels: np.ndarray) -> dict[str, float]:
         """Loss and figures of the target on tokenised texts, as trained: without temperature."""
         return self.target.figures(self._logits_of(rows), labels)

@@ -36,7 +36,9 @@ from training.experiments import compare, find_rate, search, tell_initial_weight
 from training.leakage import examples, find_leakage
 from training.options import INTERRUPTED
 from training.recipes import FIRST_STEPS, RECIPES, fine_tuned, recipe
+from training.recipes.auto import AUTO
 from training.runs import (
+    ENSEMBLE_FILE,
     RESULTS_FILE,
     find_run,
     newest_export,
@@ -62,10 +64,13 @@ def fit(options: argparse.Namespace) -> int:
     if (options.recipe is None) == (options.config is None):
         raise ValueError(
             "fit takes a recipe or --config FILE, one of the two. "
-            f"Recipes: {', '.join(RECIPES)}. First steps: {', '.join(FIRST_STEPS)}."
+            f"Recipes: {', '.join(RECIPES)}; {AUTO} tries several on your data. First steps: "
+            f"{', '.join(FIRST_STEPS)}."
         )
     if options.recipe in FIRST_STEPS:
         return take_first_step(options)
+    if options.recipe == AUTO:
+        return fit_auto(options)
     config = read_config(options.config) if options.config else recipe(options.recipe)
     if options.name:
         config = dataclasses.replace(config, name=options.name)
@@ -74,7 +79,10 @@ def fit(options: argparse.Namespace) -> int:
         return _overfit_one_batch(config, options)
     _refuse(options, ("stage", "updates"), "goes with --overfit-one-batch")
     if options.dry_run:
+        _refuse(options, ("budget",), "cannot go with --dry-run, which trains nothing")
         return _dry_run(config, options.runs)
+    if options.budget:
+        config = _within(config, options)
     folder = run_folder(options.runs, config)
     is_chief = _place()[1] == 0
     if options.restart and is_chief:  # before it meets the others, who look for the folder then
@@ -92,9 +100,85 @@ def _next_command(config: RunConfig) -> str:
     return "evaluate" if config.task == WORD_VECTORS else "export"
 
 
+def _within(config: RunConfig, options: argparse.Namespace) -> RunConfig:
+    """`config` cut to --budget."""
+    _refuse_lengths(options)
+    require(
+        not options.replicas and _place()[0] == 1,
+        "--budget",
+        "without --replicas and TF_CONFIG: it times one process on one device",
+        options.budget,
+    )
+    import_tensorflow()
+    from training.budget import parse_seconds, within
+
+    return within(config, parse_seconds(options.budget), options.runs).config
+
+
+def _refuse_lengths(options: argparse.Namespace) -> None:
+    for assignment in options.set:
+        name = assignment.partition("=")[0].strip()
+        if name in ("epochs", "max_updates"):
+            raise ValueError(f"--set {name} cannot go with --budget, which is the run's length.")
+
+
+def fit_auto(options: argparse.Namespace) -> int:
+    """Tries recipes on the user's data within --budget and keeps the best; prints what it found."""
+    _refuse(
+        options,
+        ("config", "restart", "dry_run", "overfit_one_batch", "stage", "updates", "replicas"),
+        f"cannot go with {AUTO}, which trains several recipes of its own",
+    )
+    _refuse_lengths(options)
+    import_tensorflow()
+    from training.auto import fit_auto as try_all
+    from training.budget import parse_seconds
+
+    budget = parse_seconds(options.budget or "300s")
+    base = changed(dataclasses.replace(recipe("sentiment"), name=AUTO), options)
+    found = try_all(
+        base.dataset,
+        budget,
+        options.runs,
+        name=options.name or AUTO,
+        change=lambda config: changed(config, options),
+    )
+    if found is None:
+        print("Stopped. The same command goes on.", file=sys.stderr)
+        return INTERRUPTED
+    folder, tried = found
+    print(f"\nOn the validation split, calibrated, in {budget:g} s:\n")
+    rows = [
+        [
+            line["candidate"],
+            line.get("updates", ""),
+            line.get("seconds", ""),
+            f"{line['accuracy']:.2%}",
+            f"{line['loss']:.4f}",
+            "yes" if line["is_kept"] else "",
+        ]
+        for line in tried
+    ]
+    _print_table(["candidate", "updates", "training s", "accuracy", "loss", "kept"], rows)
+    results = read_json(folder / RESULTS_FILE)
+    print(f"\nKept: {' + '.join(results['members'])}. On the test split:\n")
+    _print_report(results["test"])
+    print(f"\nRun: {folder}\nNext: python -m training export {folder}")
+    return 0
+
+
 def take_first_step(options: argparse.Namespace) -> int:
     """Runs a first step and prints its check; 1 when it fails."""
-    only_set = ("config", "name", "restart", "dry_run", "overfit_one_batch", "stage", "updates")
+    only_set = (
+        "budget",
+        "config",
+        "name",
+        "restart",
+        "dry_run",
+        "overfit_one_batch",
+        "stage",
+        "updates",
+    )
     _refuse(
         options,
         (*only_set, "data", "preset", *ABOUT_FILE),
@@ -172,6 +256,12 @@ def evaluate(options: argparse.Namespace) -> int:
     for note in notes:
         print(note, file=sys.stderr)
     if options.adapt:
+        require(
+            not (folder / ENSEMBLE_FILE).is_file(),
+            "--adapt",
+            "without an ensemble: give one of its members, runs themselves, in its place",
+            str(folder),
+        )
         from training.adaptation import adapted_table
 
         header, *rows = adapted_table(learner, split, folder, options.adapt)

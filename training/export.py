@@ -99,20 +99,20 @@ def _write_saved_model(learner: Classifier | LanguageModel, path: Path) -> None:
     # Not a tf.Module that holds the model: TensorFlow would write every variable under a second
     # name that only its object loader finds, and a session, which is what serves, would not run.
     archive = keras.export.ExportArchive()
-    archive.track(learner.model)
-    archive.track(learner.tokenizer)
     if isinstance(learner, Classifier):
-        archive.add_endpoint(signatures.SERVING_DEFAULT, _classify(learner), [_TEXT_INPUT])
+        answer, inputs, resources = _classify(learner), [_TEXT_INPUT], learner.resources
     else:
-        archive.add_endpoint(signatures.SERVING_DEFAULT, _generate(learner), generation_inputs())
+        answer, inputs = _generate(learner), generation_inputs()
+        resources = [learner.model, learner.tokenizer]
+    for resource in resources:
+        archive.track(resource)
+    archive.add_endpoint(signatures.SERVING_DEFAULT, answer, inputs)
     archive.write_out(str(path), verbose=False)
 
 
 def _classify(learner: Classifier):
-    model, tokenizer = learner.model, learner.tokenizer
-
     def classify(text):
-        logits = model(tokenizer(text).to_tensor(), training=False)  # (B, num_labels)
+        logits = learner.logits_in_graph(text)  # (B, num_labels)
         return learner.target.outputs(logits, learner.temperature)
 
     return classify

@@ -91,8 +91,9 @@ def find_leakage(data: ClassificationData | TextData) -> Leakage:
                 findings.append(
                     Finding(split, other, degree, len(splits[split]), tuple(new.items()))
                 )
-    has_one_label = isinstance(data, ClassificationData) and data.train.labels.dtype == np.int32
-    conflicts = _conflicts(data, plain) if has_one_label else ()
+    conflicts: tuple = ()
+    if isinstance(data, ClassificationData) and data.train.labels.dtype == np.int32:
+        conflicts = _conflicts(data, plain)  # texts may well have several labels, or numbers
     return Leakage(tuple(findings), conflicts, is_complete)
 
 

@@ -18,6 +18,7 @@ from training.config import CLASSIFICATION, GENERATION, RunConfig, StageConfig
 from training.datasets.catalogue import load_dataset
 from training.datasets.examples import unseen_test_indices
 from training.devices import check_replicas
+from training.ensemble import Ensemble
 from training.language_model import LanguageModel
 from training.leakage import find_leakage
 from training.loop import Outcome
@@ -26,6 +27,7 @@ from training.progress import Log, NoLog
 from training.runs import (
     CALIBRATION_FILE,
     CONFIG_FILE,
+    ENSEMBLE_FILE,
     LABELS_FILE,
     RESULTS_FILE,
     SCALE_FILE,
@@ -134,6 +136,8 @@ def without_repeats(learner: Learner, data: Any) -> dict:
 def load_run(folder: Path) -> Learner:
     """The learner of a run with its best weights, ready to predict."""
     config = read_config(folder)
+    if (folder / ENSEMBLE_FILE).is_file():
+        return Ensemble.read(folder, load_run)  # type: ignore[arg-type]  # of classifiers alone
     learner = _load(config, folder)
     Checkpoints(stage_folder(folder, config), learner.model).restore_best()
     return learner

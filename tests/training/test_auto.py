@@ -1,0 +1,160 @@
+"""`fit auto` and `--budget` on the starter texts and on numbers made by hand."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from model import signatures
+from training.__main__ import main
+from training.auto import Member, choose, figures_of
+from training.budget import Timing, _lengths, parse_seconds, within
+from training.config import override
+from training.ensemble import Ensemble, softmax
+from training.export import export_run
+from training.recipes import recipe
+from training.recipes.auto import candidates
+from training.run import load_run
+from training.runs import read_config, read_json
+from training.targets import ClassTarget
+
+LABELS = np.array([0, 1, 1, 0], np.int32)
+
+
+def member(name, right):
+    """One that gives the right label of each text so much probability."""
+    right = np.array(right)
+    p = np.stack([np.where(LABELS == k, right, 1 - right) for k in (0, 1)], axis=1)
+    return Member(name, Path(name), None, 1.0, p, figures_of(p, LABELS), 3, 1.5)
+
+
+def test_what_is_kept_is_the_set_whose_mean_has_the_least_loss():
+    # a and b are wrong about different texts and better together; c only spoils both.
+    a, b = member("a", [0.9, 0.9, 0.9, 0.2]), member("b", [0.9, 0.2, 0.9, 0.9])
+    chosen, lines = choose([a, b, member("c", [0.1, 0.1, 0.2, 0.2])], LABELS)
+    assert [m.name for m in chosen] == ["a", "b"]
+    assert [line["is_kept"] for line in lines] == [True, True, False, True]
+    assert lines[-1]["candidate"] == "a + b"
+    mean = np.array([0.9, 0.55, 0.9, 0.55])
+    assert lines[-1]["loss"] == pytest.approx(-np.log(mean).mean(), rel=1e-5)
+    assert lines[-1]["accuracy"] == 1.0 and lines[0]["accuracy"] == 0.75
+    chosen, lines = choose([a, member("c", [0.1, 0.1, 0.2, 0.2])], LABELS)
+    assert [m.name for m in chosen] == ["a"] and len(lines) == 2
+
+
+# Two stages: 100 updates of 0.1 s and 200 of 0.02 s; 10 s and 4 s, and 2 + 1 evaluations of 0.5 s
+# in each when all of it is done.
+TIMINGS = [Timing(0.1, 0.5, 100, 100, 100), Timing(0.02, 0.5, 200, 200, 200)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "lengths"),
+    # Below a whole pass an evaluation less is due in each stage: 2 s of them are left.
+    [(100.0, [100, 200]), (17.0, [100, 200]), (9.0, [50, 100]), (0.5, [1, 1])],
+)
+def test_all_stages_are_cut_by_one_share_that_fits(seconds, lengths):
+    assert _lengths(TIMINGS, seconds) == pytest.approx(lengths, abs=1)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("60s", 60), ("20m", 1200), (" 1.5 m ", 90)])
+def test_a_budget_is_seconds_or_minutes(text, seconds):
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["60", "0s", "-5s", "1h", "fast"])
+def test_another_budget_is_refused(text):
+    with pytest.raises(ValueError, match=r"--budget takes seconds or minutes above 0"):
+        parse_seconds(text)
+
+
+def small(*settings):
+    cut = ["dataset.max_examples=64", "tokenizer.num_buckets=4096", *settings]
+    return override(recipe("sentiment"), cut)
+
+
+def test_a_recipe_is_never_longer_than_by_itself_and_the_same_call_names_the_same_run(tmp_path):
+    config = small("epochs=2")  # 4 updates
+    fitted = within(config, 1000.0, tmp_path)
+    assert (fitted.config.max_updates, fitted.passes) == (4, 2.0)
+    # It is read, not timed again: a slower machine in between changes nothing.
+    (file,) = (tmp_path / "budgets").iterdir()
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps(found | {"updates": [3]}))
+    assert within(config, 1000.0, tmp_path).config == dataclasses.replace(config, max_updates=3)
+
+
+def test_without_time_one_update_is_left(tmp_path):
+    assert within(small(), 1e-3, tmp_path).config.max_updates == 1
+
+
+def test_the_candidates_are_runs_for_many_labels_and_few_texts():
+    for num_labels in (2, 200_000):
+        found = candidates(
+            small().dataset, num_labels=num_labels, num_texts=3, is_spaced=True, num_tokens=9
+        )
+        assert list(found)[0] == "idf" and "transformer" in found
+        for config in found.values():
+            buckets = getattr(config.tokenizer, "num_buckets", 1)
+            assert buckets * num_labels <= 2**24
+
+
+def test_auto_trains_evaluates_predicts_and_exports_as_any_run(tmp_path, capsys, monkeypatch):
+    # Two of the candidates, one of each tokenizer: the others only take longer.
+    def two(*args, **settings):
+        found = candidates(*args, **settings)
+        return {name: found[name] for name in ("idf", "convolution")}
+
+    monkeypatch.setattr("training.auto.candidates", two)
+    command = ["fit", "auto", "--budget", "60s", "--runs", str(tmp_path / "runs")]
+    command += ["--set", "dataset.max_examples=96", "--set", "epochs=2"]
+    assert main(command) == 1  # the length is the budget's
+    assert "--set epochs" in capsys.readouterr().err
+    del command[-2:]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "candidate" in said and "convolution" in said and "Kept: " in said
+    (folder,) = (tmp_path / "runs").iterdir()
+    results = read_json(folder / "results.json")
+    assert [line["candidate"] for line in results["tried"][:2]] == ["idf", "convolution"]
+    loss = min(line["loss"] for line in results["tried"])
+    assert results["validation"]["loss"] == pytest.approx(loss, rel=1e-4)
+    assert read_config(folder).name == "auto"
+
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert main(command) == 0  # nothing is trained again
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+    ensemble = load_run(folder)
+    assert isinstance(ensemble, Ensemble)
+    texts = ["A fine film.", "", "不好看"]
+    expected = ensemble.probabilities(texts)
+    np.testing.assert_allclose(expected.sum(axis=1), 1.0, rtol=1e-5)
+    capsys.readouterr()
+    assert main(["predict", str(folder), *texts, "--format", "jsonl"]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert list(first["scores"].values()) == pytest.approx(expected[0].tolist(), rel=1e-4)
+    served = tf.saved_model.load(str(export_run(folder, tmp_path / "exports")))
+    answer = served.signatures["serving_default"](text=tf.constant(texts))
+    np.testing.assert_allclose(answer[signatures.SCORES], expected, atol=1e-5)
+    assert main(["evaluate", str(folder), "--adapt", "tent"]) == 1
+    assert "--adapt must be without an ensemble" in capsys.readouterr().err
+
+
+def test_an_ensemble_is_the_mean_of_its_members_at_their_temperatures(tmp_path):
+    class Fixed:
+        config, label_names = None, ("no", "yes")
+
+        target = ClassTarget(label_names)
+
+        def __init__(self, logits, temperature):
+            self.values, self.temperature = np.array(logits, np.float32), temperature
+
+        def logits(self, texts):
+            return self.values
+
+    ensemble = Ensemble([Fixed([[2.0, 0.0]], 1.0), Fixed([[0.0, 6.0]], 3.0)])
+    expected = (softmax(np.array([[2.0, 0.0]])) + softmax(np.array([[0.0, 2.0]]))) / 2
+    np.testing.assert_allclose(ensemble.probabilities(["x"]), expected, rtol=1e-5)

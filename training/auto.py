@@ -1,0 +1,190 @@
+"""Tries several recipes on one data set within a time, and keeps the best or several as one.
+
+The folder `runs/auto-<digest>/` is a run like others: `ensemble.json` names its members, which are
+runs in `members/`; its `config.json` is that of the strongest of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.config.checks import require
+from training.budget import within
+from training.config import CLASSIFICATION, RunConfig
+from training.datasets.catalogue import load_dataset
+from training.datasets.config import CLASS, DatasetConfig
+from training.ensemble import Ensemble, mean_of, softmax
+from training.recipes.auto import AUTO, candidates
+from training.run import fit_run, load_run, without_repeats
+from training.runs import (
+    CONFIG_FILE,
+    ENSEMBLE_FILE,
+    LABELS_FILE,
+    RESULTS_FILE,
+    fingerprints,
+    read_json,
+    write_json,
+)
+
+logger = logging.getLogger(__name__)
+
+_LONGEST = 256  # tokens of a text that a network reads
+_CHINESE = range(0x2E80, 0x9FFF)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A candidate that is trained: its run, and what it says of the validation split."""
+
+    name: str
+    folder: Path
+    config: RunConfig
+    temperature: float
+    probabilities: np.ndarray  # (N, K), calibrated
+    figures: dict[str, float]
+    updates: int
+    seconds: float
+
+
+def fit_auto(
+    dataset: DatasetConfig,
+    budget: float,
+    runs: Path,
+    *,
+    name: str = AUTO,
+    change: Callable[[RunConfig], RunConfig] = lambda config: config,
+) -> tuple[Path, list[dict[str, Any]]] | None:
+    """Trains the candidates on `dataset` in `budget` seconds, keeps the best on validation.
+
+    Which is best: the candidate, or the mean of several, with the least calibrated cross-entropy on
+    validation; the accuracy of so few texts would be more of a lottery. Returns the folder of the
+    run and a line of a table for each that was tried; None when interrupted: the same call goes on.
+    `change` is what the user sets in every candidate.
+    """
+    data: Any = load_dataset(dataset, CLASSIFICATION)
+    tried = {name: change(config) for name, config in _candidates(dataset, data).items()}
+    for config in tried.values():
+        require(config.target == CLASS, "target", f"class with {AUTO}", config.target)
+    folder = runs / f"{name}-{_digest(tried, budget)}"
+    if (folder / RESULTS_FILE).is_file():
+        return folder, read_json(folder / RESULTS_FILE)["tried"]
+    members: list[Member] = []
+    left = budget
+    for number, config in enumerate(tried.values()):
+        # Bags take what they need of it and leave the rest to what comes after them.
+        is_last = number == len(tried) - 1
+        fitted = within(config, left if is_last else left / 2, folder)
+        left -= fitted.overhead
+        if members and fitted.passes < 1:
+            logger.info(f"{config.name} is left out: no time to see every text once.")
+            continue
+        run, outcome = fit_run(fitted.config, folder / "members")
+        if outcome.reason == "interrupted":
+            return None
+        members.append(_member(fitted.config, run, data))
+        left = max(left - members[-1].seconds, 0.0)
+    chosen, tried_lines = choose(members, data.validation.labels)
+    write_json(folder / ENSEMBLE_FILE, [str(m.folder.relative_to(folder)) for m in chosen])
+    write_json(folder / LABELS_FILE, list(data.label_names))
+    ensemble = Ensemble.read(folder, load_run)  # type: ignore[arg-type]
+    strongest = min(chosen, key=lambda member: member.figures["loss"])
+    write_json(
+        folder / RESULTS_FILE,
+        {
+            "test": ensemble.evaluate(data.test, folder) | without_repeats(ensemble, data),
+            "validation": ensemble.figures_of(data.validation),
+            "steps": sum(member.updates for member in members),
+            "seconds": round(sum(member.seconds for member in members), 1),
+            "ended": "finished",
+            "members": [member.name for member in chosen],
+            "tried": tried_lines,
+        },
+    )
+    write_json(folder / CONFIG_FILE, replace(strongest.config, name=name).to_dict())
+    return folder, tried_lines
+
+
+def choose(members: list[Member], labels: np.ndarray) -> tuple[list[Member], list[dict[str, Any]]]:
+    """The set of members whose mean has the least loss on validation, and a line for each tried.
+
+    Of equal ones the smaller set.
+    """
+    lines = [
+        {
+            "candidate": member.name,
+            "updates": member.updates,
+            "seconds": round(member.seconds, 1),
+            "temperature": member.temperature,
+        }
+        | member.figures
+        for member in members
+    ]
+    best, figures = [members[0]], {"loss": np.inf}
+    for size in range(1, len(members) + 1):
+        for some in itertools.combinations(members, size):
+            found = figures_of(mean_of([m.probabilities for m in some]), labels)
+            if found["loss"] < figures["loss"]:
+                best, figures = list(some), found
+    names = {member.name for member in best}
+    for line in lines:
+        line["is_kept"] = line["candidate"] in names
+    if len(best) > 1:
+        together = {"candidate": " + ".join(m.name for m in best), "is_kept": True}
+        lines.append(together | figures)
+    return best, lines
+
+
+def _candidates(dataset: DatasetConfig, data: Any) -> dict[str, RunConfig]:
+    texts = data.train.texts
+    sample = "".join(texts[:: max(len(texts) // 1_000, 1)])
+    letters = [ord(c) for c in sample if c.isalpha()]
+    is_spaced = sum(code in _CHINESE for code in letters) < len(letters) / 2
+    lengths = [len(text.split()) if is_spaced else len(text) for text in texts]
+    typical = int(np.percentile(lengths, 95) * 1.2) + 8  # marks are tokens too
+    return candidates(
+        dataset,
+        num_labels=len(data.label_names),
+        num_texts=len(texts),
+        is_spaced=is_spaced,
+        num_tokens=min(typical, _LONGEST),
+    )
+
+
+def _member(config: RunConfig, run: Path, data: Any) -> Member:
+    learner: Any = load_run(run)
+    labels = data.validation.labels
+    probabilities = softmax(learner.logits(data.validation.texts) / learner.temperature)
+    results = read_json(run / RESULTS_FILE)
+    return Member(
+        name=config.name,
+        folder=run,
+        config=config,
+        temperature=learner.temperature,
+        probabilities=probabilities,
+        figures=figures_of(probabilities, labels),
+        updates=results["steps"],
+        seconds=results["seconds"],
+    )
+
+
+def figures_of(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    right = np.maximum(probabilities[np.arange(len(labels)), labels], 1e-30)
+    return {
+        "loss": float(-np.log(right).mean()),
+        "accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
+    }
+
+
+def _digest(tried: dict[str, RunConfig], budget: float) -> str:
+    parts: list[Any] = [budget]
+    parts += [config.digest(fingerprints(config)) for config in tried.values()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]
