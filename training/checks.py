@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from training.config import DISTILLATION, SUPERVISED, RunConfig, StageConfig, idle_settings
 from training.datasets.catalogue import load_dataset
+from training.datasets.corpus import CorpusData
 from training.optimizers import rules_by_variable
 from training.run import Learner, begin_run, teacher_of
 from training.runs import RESULTS_FILE, run_folder
@@ -134,7 +135,8 @@ def _not_moved(stage: Stage, learner: Learner) -> list[str]:
 
 def _sizes(data: Any) -> Iterator[tuple[str, int]]:
     for split in ("train", "validation", "test"):
-        yield split, len(getattr(data, split))
+        streamed = isinstance(data, CorpusData) and split == "train"
+        yield split, data.num_documents if streamed else len(getattr(data, split))
 
 
 def _count(variables: list) -> str:

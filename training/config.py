@@ -54,6 +54,7 @@ OBJECTIVES = {
 }
 BALANCED = "balanced"  # as class_weights: every label weighs the same in all
 _OF_TOKENS = (LANGUAGE_MODEL, MASKED_LANGUAGE_MODEL)  # objectives that look at no label
+DOCUMENTS, PACKED = "documents", "packed"  # what a row of a language model's batch is made of
 FULL_BATCH = "full"  # as a batch size: every update sees the whole training split
 
 
@@ -103,6 +104,7 @@ class StageConfig:
     trainable: str = ""  # a regular expression over variables that move; empty: all
     rate_factors: str = ""  # "expression=factor, ..." on the rate of the variables it is found in
     batch_size: int | str = 32  # rows; "full" for the whole split; or linear(8, 64), a schedule
+    packing: str = DOCUMENTS  # a row of a generator's batch: one document's, or packed, of several
     max_tokens: int | str | None = None  # a row's longest part that is read; or a schedule
     epochs: float = 5.0  # passes over the training split
     max_updates: int | None = None  # in place of epochs
@@ -187,6 +189,13 @@ class StageConfig:
             require(self.max_tokens > 0, "max_tokens", "above 0, or none", self.max_tokens)
         elif self.max_tokens is not None:
             check_schedule(self.max_tokens, "max_tokens", least=1)
+        _one_of("packing", self.packing, (DOCUMENTS, PACKED))
+        require(
+            self.packing == DOCUMENTS or size != FULL_BATCH,
+            "batch_size",
+            "a number or a schedule with packing=packed",
+            size,
+        )
         moves = isinstance(size, str) and size != FULL_BATCH
         require(
             not moves or self.max_updates is not None,
@@ -306,6 +315,12 @@ class RunConfig(StageConfig):
             )
             allowed = list(OBJECTIVES) if self.task == CLASSIFICATION else [SUPERVISED]
             _one_of(f"{stage.name}'s objective", stage.objective, allowed)
+            require(
+                stage.packing == DOCUMENTS or (self.task == GENERATION and not private),
+                "packing",
+                "documents, but for a generator's stages without dp_sgd",
+                stage.packing,
+            )
             scales = any(link.name == "loss_scale" for link in resolve(stage.strategy))
             require(
                 scales or self.precision != "mixed_float16",

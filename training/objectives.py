@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from model.tokenizers import UNKNOWN, encode
+from model.tokenizers import END, UNKNOWN, encode
 from training.config import (
     DISTILLATION,
     LANGUAGE_MODEL,
@@ -21,12 +21,15 @@ from training.config import (
     SUPERVISED,
     StageConfig,
 )
+from training.corpora import shards_of
+from training.datasets.corpus import CorpusData
 from training.datasets.examples import ClassificationData, TextData, pick_by_hash
 from training.losses import (
     TaskLoss,
     distillation_loss,
     language_model_loss,
 )
+from training.packing import language_model_batches
 from training.pipeline import (
     Batches,
     ClassificationBatches,
@@ -34,6 +37,7 @@ from training.pipeline import (
     MixedBatches,
     language_model_windows,
 )
+from training.shards import Shards
 
 _EVALUATION_BATCH = 16
 _MAX_HELD_OUT = 1_000  # texts that tell how pre-training goes; more would cost and say little more
@@ -167,8 +171,12 @@ class Generation:
     correct = "accuracy"
 
     def __init__(self, learner, data: TextData, *, stage: StageConfig, seed: int):
-        self.learner = learner
-        self.documents = learner.encoded(data.train)
+        self.learner, self.packing = learner, stage.packing
+        self.documents: Sequence[np.ndarray] | Shards
+        if isinstance(data, CorpusData):
+            self.documents = shards_of(data.corpus, learner.tokenizer)
+        else:
+            self.documents = learner.encoded(data.train)
         self.held_out = learner.encoded(data.validation), sum(map(len, data.validation))
         smoothing = stage.label_smoothing
         of_logits = functools.partial(language_model_loss, label_smoothing=smoothing)
@@ -181,7 +189,9 @@ class Generation:
 
     def batches(self, **settings) -> Batches:
         context = self.learner.model.config.context_length
-        return LanguageModelBatches(self.documents, num_tokens=context, **settings)
+        return language_model_batches(
+            self.documents, num_tokens=context, packing=self.packing, end=END, **settings
+        )
 
     def validate(self):
         return self.learner.figures(*self.held_out)

@@ -14,7 +14,7 @@ from typing import Protocol, Required, TypedDict, Unpack
 
 import numpy as np
 
-from training.sampling import FULL, POISSON, SHUFFLED, choose_plan, whole_numbers
+from training.sampling import FULL, POISSON, SHUFFLED, Plan, choose_plan, whole_numbers
 from training.schedules import tabulate
 
 Batch = dict[str, np.ndarray]
@@ -69,8 +69,7 @@ class PlannedBatches:
         sampling: str = SHUFFLED,
     ):
         self.seed, self.sampling = seed, sampling
-        self.plan = choose_plan(
-            self,
+        self.plan = self.choose_plan(
             batch_size,
             sampling=sampling,
             seed=seed,
@@ -80,14 +79,21 @@ class PlannedBatches:
         self.num_batches, self.batch_size = self.plan.num_batches, self.plan.batch_size
         self.batches_per_update = self.num_batches if batch_size == FULL else batches_per_update
         self._limits = _limits(max_tokens, num_updates)
-        longest = int(self.example_lengths(self.examples(None)).max())
+        longest = self.longest_example()
         self.longest = longest if self._limits is None else min(longest, int(self._limits.max()))
+
+    def choose_plan(self, batch_size: int | str, **settings) -> Plan:
+        return choose_plan(self, batch_size, **settings)
 
     def examples(self, rng: np.random.Generator | None) -> np.ndarray:
         raise NotImplementedError
 
     def example_lengths(self, examples: np.ndarray) -> np.ndarray:
         raise NotImplementedError
+
+    def longest_example(self) -> int:
+        """Tokens of the longest."""
+        return int(self.example_lengths(self.examples(None)).max())
 
     def batch_of(self, examples: np.ndarray, limit: int | None, index: int) -> Batch:
         """The batch of these examples, at least one, each cut to `limit` tokens."""
@@ -200,7 +206,8 @@ class LanguageModelBatches(PlannedBatches):
         self, documents: Sequence[np.ndarray], *, num_tokens: int, **settings: Unpack[Settings]
     ):
         self.documents, self.num_tokens = documents, num_tokens
-        self.num_examples = sum(_num_pieces(len(d) - 1, num_tokens) for d in documents)
+        targets = np.array([len(document) - 1 for document in documents], np.int64)
+        self.num_examples = int(num_pieces(targets, num_tokens).sum())
         if not self.num_examples:
             raise ValueError("Training needs at least one document of 2 tokens. Received: none")
         if settings.get("batch_size") == FULL and settings.get("max_tokens") is not None:
@@ -218,8 +225,7 @@ class LanguageModelBatches(PlannedBatches):
 
     def batch_of(self, examples: np.ndarray, limit: int | None, index: int) -> Batch:
         if limit is not None:
-            rng = np.random.default_rng([self.seed, index, _WINDOWS])
-            examples = _windows_of(examples, limit, rng)
+            examples = windows_of(examples, limit, [self.seed, index])
         return _shifted(self.documents, examples)
 
 
@@ -233,11 +239,14 @@ def language_model_windows(
         yield _shifted(documents, pieces[start : start + batch_size])
 
 
-def _num_pieces(num_targets: int, num_tokens: int) -> int:
-    """One, or as many as leave at least half of `num_tokens` for the first cut to move in."""
+def num_pieces(num_targets: np.ndarray, num_tokens: int) -> np.ndarray:
+    """One, or as many as leave at least half of `num_tokens` for the first cut to move in.
+
+    int (n,) -> int (n,), of documents with so many targets.
+    """
     fewest = -(-num_targets // num_tokens)
     rest = num_targets - (fewest - 1) * num_tokens
-    return fewest + 1 if fewest > 1 and rest > max(num_tokens // 2, 1) else fewest
+    return np.where((fewest > 1) & (rest > max(num_tokens // 2, 1)), fewest + 1, fewest)
 
 
 def _cut(
@@ -254,7 +263,7 @@ def _cut(
         first = min(num_tokens, num_targets)
         if rng is not None and num_targets > num_tokens:
             # The lengths of the first piece that give the number of pieces counted on.
-            count = _num_pieces(num_targets, num_tokens)
+            count = int(num_pieces(np.array(num_targets), num_tokens))
             shortest = max(num_targets - (count - 1) * num_tokens, 1)
             longest = min(num_targets - (count - 2) * num_tokens - 1, num_tokens)
             first = int(rng.integers(shortest, longest + 1))
@@ -266,8 +275,9 @@ def _cut(
     return np.array(pieces, np.int64).reshape(-1, 3)
 
 
-def _windows_of(pieces: np.ndarray, num_tokens: int, rng: np.random.Generator) -> np.ndarray:
-    """Pieces of at most `num_tokens`, each anywhere within the one given."""
+def windows_of(pieces: np.ndarray, num_tokens: int, seed: list[int]) -> np.ndarray:
+    """Of (document, start, length) pieces of at most `num_tokens`, anywhere within those given."""
+    rng = np.random.default_rng([*seed, _WINDOWS])
     spare = np.maximum(pieces[:, 2] - num_tokens, 0)
     start = pieces[:, 1] + rng.integers(0, spare + 1)
     return np.stack([pieces[:, 0], start, pieces[:, 2] - spare], axis=1)

@@ -3,15 +3,19 @@
 Four plans: `Shuffled` (a size, like lengths together), `Whole` (full-batch gradient descent),
 `Streamed` (a size for each batch), `Poisson` (for differential privacy). A plan reads a `Source`,
 and gives rows of its examples. Sizes are examples; i counts micro-batches from 0.
+
+`Shuffled` and `Streamed` of a corpus on disk are `Permuted` and `PermutedStream`: they read a
+`NumberedSource` and hold no list of its examples.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from training.permutations import Permutation
 from training.schedules import tabulate
 
 FULL, SHUFFLED, POISSON = "full", "shuffled", "poisson"
@@ -25,6 +29,16 @@ class Source(Protocol):
 
     def examples(self, rng: np.random.Generator | None) -> np.ndarray:
         """Those of a pass, (n, ...), in no special order; without `rng` the same every time."""
+
+    def example_lengths(self, examples: np.ndarray) -> np.ndarray:
+        """Tokens of each, (n,)."""
+
+
+class NumberedSource(Protocol):
+    num_examples: int  # of every pass
+
+    def located(self, epoch: int, numbers: np.ndarray) -> np.ndarray:
+        """Those of a pass that have these numbers, (n, ...), in their order."""
 
     def example_lengths(self, examples: np.ndarray) -> np.ndarray:
         """Tokens of each, (n,)."""
@@ -67,6 +81,48 @@ class Shuffled:
         return batches[rng.permutation(self.num_batches)]
 
 
+class Permuted:
+    """What `Shuffled` does, in memory that does not grow with the examples.
+
+    A pass is a pseudo-random permutation of their numbers. Each run of 64 batches of it is sorted
+    by length and its batches shuffled.
+    """
+
+    def __init__(self, source: NumberedSource, batch_size: int, seed: int):
+        self.source, self.seed = source, seed
+        self.batch_size = min(batch_size, source.num_examples)
+        self.num_batches = source.num_examples // self.batch_size
+        self._pool = lru_cache(maxsize=2)(self._batches)
+
+    def at(self, index: int) -> np.ndarray:
+        epoch, position = divmod(index, self.num_batches)
+        pool, within = divmod(position, _POOL)
+        return self._pool(epoch, pool)[within]
+
+    def _batches(self, epoch: int, pool: int) -> np.ndarray:
+        """The examples of every batch of a pool, (at most 64, B, ...)."""
+        first = pool * _POOL
+        count = min(_POOL, self.num_batches - first)
+        order = _PermutedPass(self.source, epoch, self.seed)
+        start = first * self.batch_size
+        examples = order[start : start + count * self.batch_size]
+        examples = examples[np.argsort(self.source.example_lengths(examples), kind="stable")]
+        batches = examples.reshape(count, self.batch_size, *examples.shape[1:])
+        return batches[np.random.default_rng([self.seed, epoch, pool]).permutation(count)]
+
+
+class _PermutedPass:
+    """A pass in its order, of which slices are worked out as they are asked for."""
+
+    def __init__(self, source: NumberedSource, epoch: int, seed: int):
+        self.source, self.epoch = source, epoch
+        self.permutation = Permutation(source.num_examples, [seed, epoch])
+
+    def __getitem__(self, places: slice) -> np.ndarray:
+        numbers = np.arange(*places.indices(self.source.num_examples))
+        return self.source.located(self.epoch, self.permutation(numbers))
+
+
 class Whole:
     """Every example once in `num_batches` pieces, the last one short: together one full batch."""
 
@@ -87,7 +143,7 @@ class Streamed:
     before, so lengths are mixed: what shares a batch cannot wait for the size it will have.
     """
 
-    def __init__(self, source: Source, sizes: np.ndarray, seed: int):
+    def __init__(self, source: Any, sizes: np.ndarray, seed: int):
         self.source, self.seed = source, seed
         self.sizes = np.minimum(sizes, source.num_examples)
         self.starts = np.cumsum([0, *self.sizes[:-1]])  # (len(sizes),), examples
@@ -121,6 +177,13 @@ class Streamed:
     def _order(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, epoch])
         return rng.permutation(self.source.examples(rng))
+
+
+class PermutedStream(Streamed):
+    """The same over passes that are permutations, in memory that does not grow with them."""
+
+    def _order(self, epoch: int):
+        return _PermutedPass(self.source, epoch, self.seed)
 
 
 class Poisson:
@@ -166,6 +229,29 @@ def choose_plan(
         sizes = whole_numbers(batch_size, num_updates, "batch_size")
         return Streamed(source, np.repeat(sizes, batches_per_update), seed)
     return Shuffled(source, batch_size, seed)
+
+
+def choose_permuted_plan(
+    source: NumberedSource,
+    batch_size: int | str,
+    *,
+    sampling: str,
+    seed: int,
+    num_updates: int | None,
+    batches_per_update: int,
+) -> Plan:
+    """`choose_plan` of a corpus on disk; ValueError for what would need a list of all examples."""
+    if batch_size == FULL or sampling != SHUFFLED:
+        received = "batch_size=full" if batch_size == FULL else "a strategy with dp_sgd"
+        raise ValueError(
+            "packing=packed and a corpus that stays on disk (dataset.streaming) have batches of "
+            f"shuffled examples only. Set packing=documents and dataset.streaming=false, or leave "
+            f"out {received}"
+        )
+    if isinstance(batch_size, str):
+        sizes = whole_numbers(batch_size, num_updates, "batch_size")
+        return PermutedStream(source, np.repeat(sizes, batches_per_update), seed)
+    return Permuted(source, batch_size, seed)
 
 
 def whole_numbers(expression: str, num_updates: int | None, setting: str) -> np.ndarray:

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from training.datasets.config import (
     DatasetConfig,
     DatasetError,
 )
+from training.datasets.corpus import CorpusData, fingerprint_of, is_streamed, load_corpus
 from training.datasets.download import sha256_of
 from training.datasets.examples import ClassificationData, LabelledTexts, TextData, pick_by_hash
 from training.datasets.sources import digests
@@ -187,6 +187,13 @@ def load_dataset(
     unknown name, a set made for the other task or without such labels, or files that cannot be
     read.
     """
+    # Only a generator reads what stays on disk; `max_examples` and other tasks want lists.
+    streams = task == GENERATION and config.name == USER_FILE and is_streamed(config)
+    if config.streaming is True and task != GENERATION:
+        raise DatasetError(
+            "dataset.streaming=true is for texts that a language model learns to write; those of "
+            f"other tasks are read into memory: leave it out. Received: {config.path}"
+        )
     if task == TEXTS:
         task = DATASETS[config.name].task if config.name in DATASETS else GENERATION
     if task not in (CLASSIFICATION, GENERATION):
@@ -195,7 +202,8 @@ def load_dataset(
         raise DatasetError(f"target must be one of {', '.join(TARGETS)}. Received: {target!r}")
     if config.name == USER_FILE:
         if task == GENERATION:
-            return _cut(load_text_file(config), config.max_examples)
+            texts = load_corpus(config) if streams else load_text_file(config)
+            return _cut(texts, config.max_examples)
         return _cut(load_classification_file(config, target), config.max_examples)
     dataset = _dataset(config.name)
     if dataset.task != task:
@@ -261,7 +269,7 @@ def _cut(
     data: ClassificationData | TextData, max_examples: int | None
 ) -> ClassificationData | TextData:
     """`data` with at most `max_examples` training examples, picked by hash and not by position."""
-    if max_examples is None or len(data.train) <= max_examples:
+    if max_examples is None or isinstance(data, CorpusData) or len(data.train) <= max_examples:
         return data
     note = f"Training cut to {max_examples:,} of {len(data.train):,} examples (max_examples)."
     if isinstance(data, TextData):
@@ -279,6 +287,6 @@ def _cut(
 
 def _sha256_of_user_file(path: str) -> str:
     try:
-        return sha256_of(Path(path).expanduser())
+        return fingerprint_of(path)
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}.") from error

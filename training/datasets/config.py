@@ -33,6 +33,7 @@ class DatasetConfig:
     label_column: str | None = None
     label_separator: str = "|"  # between the labels of a text (target=labels), and in label_order
     label_order: str | None = None  # of target=grade: all labels, from the lowest to the highest
+    streaming: bool | str = "auto"  # texts stay on disk; auto: of a folder, or 64 MB and more
     max_examples: int | None = None  # of the training split, picked by hash; for a quick look
 
     def __post_init__(self) -> None:
@@ -53,12 +54,17 @@ class DatasetConfig:
                 "label_order",
             )
             given = [name for name in only_for_files if getattr(self, name) is not None]
+            given += ["streaming"] if self.streaming != "auto" else []
             if given:
                 settings = ", ".join(f"dataset.{name}" for name in given)
                 raise DatasetError(
                     f'{settings} can only be set with dataset.name="file". '
                     f"Received: dataset.name={self.name!r}"
                 )
+        if self.streaming not in ("auto", True, False):
+            raise DatasetError(
+                f"dataset.streaming must be auto, true or false. Received: {self.streaming!r}"
+            )
         if self.text_column is not None and self.text_column == self.label_column:
             raise DatasetError(
                 "dataset.text_column and dataset.label_column must name two columns. "

@@ -59,25 +59,34 @@ def documents_of(text: str) -> tuple[list[tuple[int, str]], str]:
     Blank lines separate documents. A text without any is cut at line ends into pieces of about
     2,000 characters; a line longer than that is cut after a sentence or a word.
     """
-    blocks = [
-        (text.count("\n", 0, match.start()) + 1, match[0].rstrip())
-        for match in re.finditer(r"[^\n]*\S[^\n]*(?:\n[^\n]*\S[^\n]*)*", text)
-    ]
+    blocks = list(blocks_of(text))
     if len(blocks) != 1:
         return blocks, "documents are separated by blank lines"
     number, whole = blocks[0]
-    documents: list[tuple[int, str]] = []
+    sentence = f"no blank lines, so cut into pieces of about {DOCUMENT_CHARACTERS:,} characters"
+    return list(pieces_of(whole, number)), sentence
+
+
+def blocks_of(text: str) -> Iterator[tuple[int, str]]:
+    """(line number, lines) of what stands between blank lines."""
+    number, seen = 1, 0
+    for match in re.finditer(r"[^\n]*\S[^\n]*(?:\n[^\n]*\S[^\n]*)*", text):
+        number += text.count("\n", seen, match.start())
+        seen = match.start()
+        yield number, match[0].rstrip()
+
+
+def pieces_of(text: str, number: int = 1) -> Iterator[tuple[int, str]]:
+    """(line number, piece) of a text that is cut at line ends, after a sentence or a word."""
     start, piece = number, ""
-    for offset, line in enumerate(whole.split("\n")):
+    for offset, line in enumerate(text.split("\n")):
         for part in _short_enough(line):
             if piece and len(piece) + len(part) > DOCUMENT_CHARACTERS:
-                documents.append((start, piece.rstrip()))
+                yield start, piece.rstrip()
                 start, piece = number + offset, ""
             piece += part
         piece += "\n"
-    documents.append((start, piece.rstrip()))
-    sentence = f"no blank lines, so cut into pieces of about {DOCUMENT_CHARACTERS:,} characters"
-    return documents, sentence
+    yield start, piece.rstrip()
 
 
 def _short_enough(line: str) -> Iterator[str]:

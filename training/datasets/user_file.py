@@ -193,14 +193,16 @@ def _read(
     table = read_table(path)
     if not table.columns:
         raise DatasetError(f"{path} holds no rows.")
-    text_name = _column(path, table, "text", text_column, TEXT_NAMES)
+    text_name = find_column(path, table, "text", text_column, TEXT_NAMES)
     label_name = None
     if label_column is not None:
-        label_name = _column(path, table, "label", label_column, LABEL_NAMES)
+        label_name = find_column(path, table, "label", label_column, LABEL_NAMES)
     return _good_rows(path, table, text_name, label_name, _READ_LABEL[target])
 
 
-def _column(path: Path, table: Table, role: str, wanted: str | None, usual: Sequence[str]) -> str:
+def find_column(
+    path: Path, table: Table, role: str, wanted: str | None, usual: Sequence[str]
+) -> str:
     """The column `wanted`, or the first of the `usual` names that the table has."""
     listed = ", ".join(repr(name[:40]) for name in table.columns[:20])
     if wanted:
