@@ -33,7 +33,7 @@ def shards_of(
     """
     ids_of = tf.function(
         tokenizer, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
-    )
+    ).get_concrete_function()  # traced here, not by the threads at once
 
     def encoded(part: int) -> Blocks:
         for texts, num_bytes in corpus.training_blocks(part):
