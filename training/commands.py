@@ -33,6 +33,7 @@ from training.config import (
 from training.datasets import DATASETS, load_dataset, read_documents, read_labelled, read_texts
 from training.datasets.config import TARGETS, USER_FILE, DatasetConfig
 from training.experiments import compare, find_rate, search, tell_initial_weights
+from training.hardware import by_device
 from training.leakage import examples, find_leakage
 from training.options import INTERRUPTED
 from training.recipes import FIRST_STEPS, RECIPES, fine_tuned, recipe
@@ -469,7 +470,12 @@ def changed(config: RunConfig, options: argparse.Namespace) -> RunConfig:
         _refuse_file_options(options, "--data")
     if options.preset:
         config = fine_tuned(config, options.preset)
-    return override(config, options.set)
+    return by_device(
+        config,
+        options.set,
+        is_new=getattr(options, "config", None) is None,  # what is read back is as it was decided
+        num_replicas=getattr(options, "replicas", None),
+    )
 
 
 def _file_of(options: argparse.Namespace) -> DatasetConfig:

@@ -12,6 +12,7 @@ import numpy as np
 
 from model.runtime import import_tensorflow
 from training.config import RunConfig, override
+from training.hardware import by_device
 from training.options import INTERRUPTED, check_compare
 from training.recipes import recipe
 from training.runs import fingerprints
@@ -52,7 +53,7 @@ def _compare_recipe(options: argparse.Namespace) -> int:
     from training.report import brief_table, in_words, write_report
     from training.trials import calibrate, train
 
-    config = override(recipe(options.recipe), options.set)
+    config = by_device(recipe(options.recipe), options.set)
     comparison, folder, is_interrupted = compare_recipe(
         options.recipe,
         config,
@@ -104,7 +105,7 @@ def search(options: argparse.Namespace) -> int:
     )
     from training.search import search as run_search
 
-    config = override(recipe(options.recipe), options.set)
+    config = by_device(recipe(options.recipe), options.set)
     text = options.space or default_space(config.to_dict())
     space = parse_space(text)
     check_space(space, lambda assignments: override(config, assignments))
@@ -141,7 +142,7 @@ def search(options: argparse.Namespace) -> int:
 
 def find_rate(options: argparse.Namespace) -> int:
     _refuse_decided(options.set, _OF_FIND_RATE)
-    config = override(recipe(options.recipe), options.set)
+    config = by_device(recipe(options.recipe), options.set)
     import_tensorflow()
     from training.rate_finder import advice, write_rate_figure
     from training.trials import range_test

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from training.checkpoints import DamagedCheckpoint, checkpoint_files, read_checkpoint
-from training.config import RunConfig, StageConfig, override
+from training.config import RunConfig, StageConfig
+from training.hardware import by_device
 from training.recipes import recipe
 from training.runs import RESULTS_FILE, STAGES_FILE, read_json, run_folder
 from training.strategies.catalogue import batches_per_update, resolve
@@ -51,9 +52,9 @@ def verify_resume(options: argparse.Namespace) -> int:
     """
     if options.kills < 1:
         raise ValueError(f"--kills must be 1 or more. Received: {options.kills}")
-    config = override(recipe(options.recipe), options.set)
+    config = by_device(recipe(options.recipe), options.set)
     settings = [*short_settings(config), *options.set]
-    run_name = run_folder(Path(), override(recipe(options.recipe), settings)).name
+    run_name = run_folder(Path(), by_device(recipe(options.recipe), settings)).name
 
     def command(runs: Path) -> list[str]:
         changes = [word for setting in settings for word in ("--set", setting)]

@@ -2,6 +2,9 @@
 
 import json
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from model.config import SentencePieceTokenizerConfig
 from model.tokenizers import train_tokenizer
 from training.checkpoints import checkpoint_files, read_checkpoint
 from training.checks import _sizes
-from training.config import RunConfig
+from training.config import RunConfig, override
 from training.corpora import digest_of, shards_of
 from training.datasets import DatasetConfig, load_dataset
 from training.datasets import corpus as corpora
@@ -21,6 +24,8 @@ from training.shards import Shards
 from training.stacking import stack
 from training.strategies.processes import WorkerBatches
 from training.strategies.replicas import _rows_of
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +238,34 @@ def test_the_rows_of_replicas_together_are_the_batch_and_nothing_is_there_twice(
             assert sorted(rows) == sorted(map(tuple, stacked["tokens"][number].tolist()))
             seen += rows
     assert len(set(reads)) == len(reads) == len(seen)
+
+
+FIT_ON_TWO = """
+import json, sys
+from pathlib import Path
+from training.config import RunConfig
+from training.datasets import corpus
+from training.devices import choose_replicas
+from training.run import fit_run
+
+corpus.PART_BYTES, corpus.BLOCK_BYTES = 3_000, 500
+config = RunConfig.from_dict(json.loads(Path(sys.argv[1]).read_text()))
+fit_run(config, Path(sys.argv[2]), replicas=choose_replicas(config, 2))
+"""
+
+
+@pytest.mark.slow
+def test_two_replicas_are_trained_on_a_corpus_as_one_device_is(text, tmp_path):
+    """Logical devices: TensorFlow can be told of them only while it starts."""
+    run = override(config(text), ["model.dropout=0"])  # masks are drawn by each replica
+    one, _ = fit_run(run, tmp_path / "one")
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(run.to_dict()), encoding="utf-8")
+    program = [sys.executable, "-c", FIT_ON_TWO, str(file), str(tmp_path / "two")]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = tmp_path / "two" / one.name
+    for name, array in last_state(one).arrays.items():
+        np.testing.assert_allclose(
+            last_state(two).arrays[name], array, rtol=1e-3, atol=1e-5, err_msg=name
+        )
