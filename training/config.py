@@ -316,9 +316,9 @@ class RunConfig(StageConfig):
             allowed = list(OBJECTIVES) if self.task == CLASSIFICATION else [SUPERVISED]
             _one_of(f"{stage.name}'s objective", stage.objective, allowed)
             require(
-                stage.packing == DOCUMENTS or (self.task == GENERATION and not private),
+                stage.packing == DOCUMENTS or not private,
                 "packing",
-                "documents, but for a generator's stages without dp_sgd",
+                "documents with dp_sgd, which draws each row by itself",
                 stage.packing,
             )
             scales = any(link.name == "loss_scale" for link in resolve(stage.strategy))
@@ -590,6 +590,8 @@ def idle_settings(config: RunConfig) -> dict[str, str]:
         for name, (has_it, needed) in NEEDS.items():
             if not has_it(stage):
                 idle[prefix + name] = needed.format(prefix)
+        if config.task != GENERATION:
+            idle[prefix + "packing"] = "a generator, such as model=transformer_decoder"
     for name, (run_has_it, needed) in NEEDS_OF_RUN.items():
         if not run_has_it(config):
             idle[name] = needed

@@ -179,6 +179,7 @@ class ShardBatches(_Rows):
             before = int(self._ends[shard - 1]) if shard else 0
             rows[here, 1:] = self._located_in(shard, epoch, numbers[here] - before)
             rows[here, 0] = shard
+        self.shards.has_read()
         return rows
 
     def _located_in(self, shard: int, epoch: int, numbers: np.ndarray) -> np.ndarray:

@@ -24,13 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
 INDEX_FILE = "index.json"
 _ENDS = np.dtype("<i4")
-_RELEASE_EVERY = 256  # calls of `rows`; the pages that were touched meanwhile count as memory
+_RELEASE_EVERY = 32  # calls of `has_read`: of pages around a few hundred rows, 64 KB each
 
 # Documents of a part, a block at a time: (ids of all of them, (D,) tokens of each, bytes read).
 Blocks = Iterator[tuple[np.ndarray, np.ndarray, int]]
@@ -111,7 +110,7 @@ class Shards:
                 mapped.madvise(mmap.MADV_DONTNEED)
 
     def has_read(self) -> None:
-        """Told after every batch; releases pages from time to time."""
+        """Told after every batch, and after looking rows up; releases pages from time to time."""
         self._num_reads += 1
         if self._num_reads % _RELEASE_EVERY == 0:
             self.release()
@@ -189,6 +188,8 @@ def _write_all(
     num_threads: int | None,
 ) -> Iterator[tuple[int, Shard]]:
     """Several parts at once: what tokenises them leaves Python's lock to the others meanwhile."""
+    from tqdm import tqdm
+
     threads = num_threads or len(os.sched_getaffinity(0))
     done = sum(part_bytes) - sum(part_bytes[part] for part in missing)
     logger.info(f"Tokenising {len(missing)} of {len(names)} parts into {folder}.")

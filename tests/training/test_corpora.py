@@ -174,7 +174,7 @@ def test_packed_rows_are_for_generators_and_for_whole_orders(text):
         config(text, packing="tight")
     with pytest.raises(ValueError, match="batch_size must be a number or a schedule with packing"):
         config(text, batch_size="full")
-    with pytest.raises(ValueError, match="packing must be documents, but for a generator's stages"):
+    with pytest.raises(ValueError, match="packing must be documents with dp_sgd"):
         config(text, strategy="dp_sgd(sgd)")
 
 

@@ -98,6 +98,7 @@ OTHERWISE = {
     "dataset.label_column": ["dataset.label_column=label"],
     "dataset.label_separator": ["target=labels", "dataset.label_separator=;"],
     "dataset.label_order": ["target=grade", "dataset.label_order=bad|good"],
+    "dataset.streaming": ["dataset.streaming=true"],
     "dataset.max_examples": ["dataset.max_examples=10"],
     "tokenizer.name": ["tokenizer=ngram", "model=bag_of_ngrams"],
     "tokenizer.vocabulary_size": ["tokenizer.vocabulary_size=99"],
@@ -163,12 +164,14 @@ OTHERWISE = {
 }
 # These change when and how much is saved, but nothing that is computed.
 IN_OTHER_STAGES = {"mask_rate"}  # the last one cannot have its objective
+OF_GENERATORS = {"packing"}
 SAME_RUN = {"save_every": ["save_every=9"], "keep_checkpoints": ["keep_checkpoints=9"]}
 
 
 def test_the_digest_changes_with_every_setting_and_with_the_data():
     names = {name for name, _ in leaves(small())}
-    assert set(OTHERWISE) | set(SAME_RUN) | IN_OTHER_STAGES | {"earlier"} == names
+    others = IN_OTHER_STAGES | OF_GENERATORS | {"earlier"}
+    assert set(OTHERWISE) | set(SAME_RUN) | others == names
     digests = [small().digest("data"), small().digest("other data")]
     for name, assignments in OTHERWISE.items():
         config = small()
@@ -177,6 +180,14 @@ def test_the_digest_changes_with_every_setting_and_with_the_data():
             digests.append(config.digest("data"))
         digests.append(override(config, assignments).digest("data"))
     assert len(set(digests)) == 2 + len(OTHERWISE) + 1
+
+
+def test_packing_is_for_generators_and_makes_another_run():
+    generator = small(tokenizer=SentencePieceTokenizerConfig(), model=TransformerDecoderConfig())
+    packed = override(generator, ["packing=packed"])
+    assert packed.digest("data") != generator.digest("data")
+    with pytest.raises(ValueError, match="packing does nothing here: it needs a generator"):
+        override(small(), ["packing=packed"])
 
 
 def test_how_often_is_saved_makes_no_other_run():
@@ -574,6 +585,7 @@ def test_every_setting_of_two_stages_before_comes_back_from_json():
         test_path="t.csv",
         text_column="text",
         label_column="label",
+        streaming=False,
         max_examples=9,
     )
     # Another value than the default's for every setting of a stage.
@@ -592,6 +604,7 @@ def test_every_setting_of_two_stages_before_comes_back_from_json():
         trainable="embedding|lstm",
         rate_factors="embedding=0.1",
         batch_size="linear(2, 8)",
+        packing="packed",
         max_tokens="linear(8, 32)",
         epochs=2.5,
         max_updates=7,

@@ -28,8 +28,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from tqdm import tqdm
-
 from training.datasets.config import DatasetConfig, DatasetError
 from training.datasets.download import sha256_of
 from training.datasets.encoding import SAMPLE_BYTES, decode, is_damaged
@@ -185,7 +183,7 @@ def fingerprint_of(path: str) -> str:
     Remembered in this process as long as sizes and times stay. Raises OSError.
     """
     own = Path(path).expanduser()
-    if own.is_file():
+    if not own.is_dir() and (own.is_file() or not _is_pattern(path)):
         return _sha256(own, *_stamp(own))
     files = corpus_files(path)
     named = [f"{file.name} {_sha256(file, *_stamp(file))}" for file in files]
@@ -413,6 +411,8 @@ def _row(line: str, column: str) -> str | _Problem | None:
 
 def _survey(corpus: Corpus) -> list[dict[str, Any]]:
     """Of each part: how many documents, which of them are in the samples, what cannot be used."""
+    from tqdm import tqdm
+
     folder = corpus.folder / "survey"
     folder.mkdir(parents=True, exist_ok=True)
     found = []
