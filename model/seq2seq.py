@@ -10,7 +10,7 @@ from model.attention import CrossAttention, SelfAttention, empty_cache
 from model.config.first_steps import Seq2SeqTransformerConfig
 from model.dropout import Dropout
 from model.heads import tied_logits
-from model.transformer import Inner, blocks, kind_outside_branches, norm
+from model.transformer import Place, blocks, inner_layers, kind_outside_branches, norm
 
 _BEGIN, _END = 2, 3  # as model/tokenizers.py writes them
 
@@ -31,7 +31,7 @@ class DecoderBlock(keras.layers.Layer):
         self.cross_norm = norm(config, "cross_norm")
         self.cross_attention = CrossAttention(config, name="cross_attention")
         self.inner_norm = norm(config, "inner_norm")
-        self.inner = Inner(config, name="inner")
+        self.expand, self.contract = inner_layers(config)
         self.dropout = Dropout(config.dropout, config.dropout_kind, name=f"{self.name}_dropout")
 
     def call(self, x, position, may_attend, source, is_source, cache=None, training=False):
@@ -53,7 +53,7 @@ class DecoderBlock(keras.layers.Layer):
     def _rest(self, x, source, is_source, seeds=(None, None), training=False):
         y = self.cross_attention(self.cross_norm(x), source, is_source)
         x = x + self.dropout(y, seed=seeds[0], training=training)
-        y = self.inner(self.inner_norm(x))
+        y = self.contract(self.expand(self.inner_norm(x)))
         return x + self.dropout(y, seed=seeds[1], training=training)
 
 
@@ -63,7 +63,7 @@ class Seq2SeqTransformer(keras.Model):
     Call: `source` int32 (B, S), `target` int32 (B, T) -> logits float32 (B, T, V); each target
     step sees the whole source and the target up to itself, and nobody sees padding. One embedding
     serves both texts and, transposed, the output (sec. 3.4). Differs from the paper in pre-norm
-    blocks and rotary positions in place of added ones.
+    blocks and, unless `positions` is sinusoidal, in how it is told where a token stands.
     """
 
     def __init__(self, config: Seq2SeqTransformerConfig, vocabulary_size: int):
@@ -76,6 +76,7 @@ class Seq2SeqTransformer(keras.Model):
             embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
             name="embedding",
         )
+        self.place = Place(config, config.max_positions, name="place")
         self.encoder_blocks = blocks(config)
         self.encoder_norm = norm(config, "encoder_norm")
         self.decoder_blocks = [
@@ -90,7 +91,7 @@ class Seq2SeqTransformer(keras.Model):
         position = tf.range(T)[None, :]
         past = tf.linalg.band_part(tf.ones([T, T], tf.bool), -1, 0)  # (T, T)
         may_attend = past & (target != 0)[:, None, None, :]  # (B, 1, T, T)
-        x = self.dropout(self.embedding(target), training=training)
+        x = self.dropout(self.place(self.embedding(target), position), training=training)
         for block in self.decoder_blocks:
             x = block(x, position, may_attend, x_source, is_source, training=training)
         return tied_logits(self.decoder_norm(x), self.embedding)
@@ -99,7 +100,8 @@ class Seq2SeqTransformer(keras.Model):
         """int32 (B, S) -> hidden states (B, S, D) and `is_source` bool (B, 1, 1, S)."""
         is_source = (source != 0)[:, None, None, :]
         position = tf.range(tf.shape(source)[1])[None, :]
-        x = self.dropout(self.embedding(source), training=training)  # (B, S, D)
+        x = self.place(self.embedding(source), position)  # (B, S, D)
+        x = self.dropout(x, training=training)
         for block in self.encoder_blocks:
             x = block(x, position, is_source, training=training)
         return self.encoder_norm(x), is_source
@@ -141,7 +143,7 @@ class Seq2SeqTransformer(keras.Model):
         num_slots = tf.shape(caches[0][0])[2]
         may_attend = (tf.range(num_slots) <= step)[None, None, None, :]
         position = tf.fill([tf.shape(token)[0], 1], step)
-        x, updated = self.embedding(token[:, None]), []  # (B, 1, D)
+        x, updated = self.place(self.embedding(token[:, None]), position), []  # (B, 1, D)
         for block, keys_values, cache in zip(self.decoder_blocks, sources, caches, strict=True):
             x, cache = block(x, position, may_attend, keys_values, is_source, cache)
             updated.append(cache)

@@ -14,36 +14,6 @@ from model.heads import tied_logits
 from model.positions import sinusoidal
 
 
-class Inner(keras.layers.Layer):
-    """What a block does to each step alone: float (..., D) -> (..., D), F units between.
-
-    W2 f(W1 x): f is GELU (Hendrycks & Gimpel, 2016, the exact one), relu(x)^2 (So et al., 2021,
-    sec. 4.1), or, for SwiGLU, silu(a) b of the two halves of W1 x (Shazeer, 2020, eq. 6).
-    """
-
-    def __init__(self, config: BlocksConfig, **kwargs):
-        super().__init__(**kwargs)
-        self.config = config
-        units = config.inner_width * (2 if config.activation == "swiglu" else 1)
-        self.expand = dense(config, units, use_bias=config.bias, name="expand")
-        self.contract = dense(
-            config, config.width, is_last=True, use_bias=config.bias, name="contract"
-        )
-
-    def build(self, shape):
-        self.expand.build(shape)
-        self.contract.build((*shape[:-1], self.config.inner_width))
-
-    def call(self, x):
-        x = self.expand(x)
-        if self.config.activation == "swiglu":
-            gate, value = tf.split(x, 2, axis=-1)
-            return self.contract(tf.nn.silu(gate) * value)
-        if self.config.activation == "relu_squared":
-            return self.contract(tf.square(tf.nn.relu(x)))
-        return self.contract(keras.activations.gelu(x))
-
-
 class Block(keras.layers.Layer):
     """Pre-norm residual block: attention, then the inner network (Xiong et al., 2020, fig. 1b).
 
@@ -58,7 +28,7 @@ class Block(keras.layers.Layer):
         self.attention_norm = norm(config, "attention_norm")
         self.attention = SelfAttention(config, name="attention")
         self.inner_norm = norm(config, "inner_norm")
-        self.inner = Inner(config, name="inner")
+        self.expand, self.contract = inner_layers(config)
         self.dropout = Dropout(config.dropout, config.dropout_kind, name=f"{self.name}_dropout")
 
     def call(self, x, position, may_attend, cache=None, more_values=None, training=False):
@@ -80,7 +50,7 @@ class Block(keras.layers.Layer):
         return activations(x) if more_values is None else activations(x, more_values)
 
     def _rest(self, x, seed=None, training=False):
-        y = self.inner(self.inner_norm(x))
+        y = self.contract(self.expand(self.inner_norm(x)))
         return x + self.dropout(y, seed=seed, training=training)
 
 
@@ -97,10 +67,12 @@ class TransformerEncoder(keras.Model):
     def __init__(self, config: TransformerEncoderConfig, vocabulary_size: int, num_labels: int):
         super().__init__(name=config.name)
         self.config = config
-        gpt2 = keras.initializers.RandomNormal(stddev=0.02)
-        start = gpt2 if config.initialization == "gpt2" else "uniform"
         self.embedding = keras.layers.Embedding(
-            vocabulary_size, config.width, embeddings_initializer=start, name="embedding"
+            vocabulary_size,
+            config.width,
+            # Made where it is used only: to make one draws a seed.
+            embeddings_initializer=small_normal() if config.initialization == "gpt2" else "uniform",
+            name="embedding",
         )
         self.place = Place(config, config.max_positions, name="place")
         self.blocks = blocks(config)
@@ -158,7 +130,8 @@ class TransformerDecoder(keras.Model):
 
     The output head is the embedding, transposed (Press & Wolf, 2017), unless `tied_head` is false.
     With `value_embeddings` every block adds to the values of attention what a table of its own
-    holds for each token (after Jordan et al., modded-nanogpt, 2024). Logits are float32.
+    holds for each token (after Jordan et al., modded-nanogpt, 2024). With a `logit_cap` c logits
+    are c tanh(logits / c) (Gemma Team, 2024, Gemma 2). Logits are float32.
     """
 
     def __init__(self, config: TransformerDecoderConfig, vocabulary_size: int):
@@ -168,7 +141,7 @@ class TransformerDecoder(keras.Model):
             vocabulary_size,
             config.width,
             # Logits start near zero: the head is this very matrix.
-            embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            embeddings_initializer=small_normal(),
             name="embedding",
         )
         self.place = Place(config, config.context_length, name="place")
@@ -177,7 +150,7 @@ class TransformerDecoder(keras.Model):
             keras.layers.Embedding(
                 vocabulary_size,
                 config.width,
-                embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
+                embeddings_initializer=small_normal(),
                 name=f"value_embedding_{i}",
             )
             for i in range(config.num_layers if config.value_embeddings else 0)
@@ -189,7 +162,7 @@ class TransformerDecoder(keras.Model):
             self.head = keras.layers.Dense(
                 vocabulary_size,
                 use_bias=False,
-                kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+                kernel_initializer=small_normal(),
                 name="head",
             )
 
@@ -228,10 +201,12 @@ class TransformerDecoder(keras.Model):
         return self.logits(x[:, 0]), caches
 
     def logits(self, x):
-        x = self.final_norm(x)
+        x, cap = self.final_norm(x), self.config.logit_cap
         if self.head is None:
-            return tied_logits(x, self.embedding)
-        return tf.cast(self.head(x), tf.float32)
+            logits = tied_logits(x, self.embedding)
+        else:
+            logits = tf.cast(self.head(x), tf.float32)
+        return logits if cap is None else cap * tf.tanh(logits / cap)
 
     def _run(self, tokens, x, position, may_attend, caches):
         updated = []
@@ -261,7 +236,7 @@ class Place(keras.layers.Layer):
             self.table = keras.layers.Embedding(
                 num_positions,
                 config.width,
-                embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
+                embeddings_initializer=small_normal(),
                 name="position_embedding",
             )
 
@@ -272,6 +247,46 @@ class Place(keras.layers.Layer):
             width = self.config.width
             return x * width**0.5 + tf.cast(sinusoidal(position, width), x.dtype)
         return x
+
+
+def inner_layers(config: BlocksConfig) -> tuple[keras.layers.Dense, keras.layers.Dense]:
+    """The two layers of a block's inner network, D to F to D: W2 f(W1 x), each with its bias.
+
+    f is GELU (Hendrycks & Gimpel, 2016, the exact one), relu(x)^2 (So et al., 2021), or, for
+    SwiGLU, silu(a) b of the two halves a and b of W1 x (Shazeer, 2020, eq. 6), so that W1 has 2 F
+    columns. That makes 3 D F weights in place of 2 D F: as many with 2/3 of the inner width.
+    """
+    is_gated = config.activation == "swiglu"
+    expand = dense(
+        config,
+        config.inner_width * (2 if is_gated else 1),
+        activation=_ACTIVATIONS[config.activation],
+        use_bias=config.bias,
+        name="gate_expand" if is_gated else "expand",  # two maps side by side, to optimizers
+    )
+    contract = dense(config, config.width, is_last=True, use_bias=config.bias, name="contract")
+    return expand, contract
+
+
+def _relu_squared(x):
+    return tf.square(tf.nn.relu(x))
+
+
+def _swiglu(x):
+    gate, value = tf.split(x, 2, axis=-1)
+    return tf.nn.silu(gate) * value
+
+
+_ACTIVATIONS = {
+    "gelu": keras.activations.gelu,
+    "relu_squared": _relu_squared,
+    "swiglu": _swiglu,
+}
+
+
+def small_normal() -> keras.initializers.Initializer:
+    """How GPT-2 starts its matrices; each call draws another seed."""
+    return keras.initializers.RandomNormal(stddev=0.02)
 
 
 def norm(config: BlocksConfig, name: str) -> keras.layers.Layer:

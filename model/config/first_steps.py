@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.config.checks import check_positive, require
+from model.config.checks import check_positive
 from model.config.transformers import BlocksConfig
 
 
@@ -58,11 +58,9 @@ class Seq2SeqTransformerConfig(BlocksConfig):
 
     width: int = 64
     inner_width: int = 128
+    max_positions: int = 512  # that positions=learned has; a token behind them stands at the last
     name: str = "seq2seq_transformer"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = ("rotary", "alibi", "none")  # what is added to embeddings is not, here
-        require(
-            self.positions in known, "model.positions", f"one of {', '.join(known)}", self.positions
-        )
+        check_positive("model.max_positions", self.max_positions)

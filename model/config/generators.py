@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,11 +23,16 @@ class TransformerDecoderConfig(BlocksConfig):
     context_length: int = 256  # tokens, prompt and answer together
     tied_head: bool = True  # the output head is the embedding (Press & Wolf, 2017)
     value_embeddings: bool = False  # a table of values for tokens in every block
+    logit_cap: float | None = None  # that no logit goes beyond; none lets them
     name: str = "transformer_decoder"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.context_length > 1, "model.context_length", "above 1", self.context_length)
+        cap = self.logit_cap
+        require(
+            cap is None or 0 < cap < math.inf, "model.logit_cap", "above 0 and finite, or none", cap
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

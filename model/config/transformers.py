@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from model.config.checks import check_dropout, check_positive, require
@@ -33,10 +34,10 @@ class BlocksConfig:
         check_positive("model.inner_width", self.inner_width)
         check_positive("model.num_heads", self.num_heads)
         require(
-            self.width > 0 and self.width % (2 * self.num_heads) == 0,
+            self.width > 0 and self.width % self._multiple() == 0,
             "model.width",
-            f"a multiple of 2 x model.num_heads ({2 * self.num_heads}), as rotary positions turn "
-            "pairs",
+            f"a multiple of {self._multiple()} with model.num_heads={self.num_heads} and "
+            f"model.positions={self.positions}",
             self.width,
         )
         check_dropout(self.dropout, self.dropout_kind)
@@ -48,3 +49,9 @@ class BlocksConfig:
         ):
             value = getattr(self, setting)
             require(value in known, f"model.{setting}", f"one of {', '.join(known)}", value)
+
+    def _multiple(self) -> int:
+        """Of which the width is one: heads are alike, and some positions take channels in pairs."""
+        if self.positions == "rotary":  # pairs of every head
+            return 2 * self.num_heads
+        return math.lcm(2, self.num_heads) if self.positions == "sinusoidal" else self.num_heads

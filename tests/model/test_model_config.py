@@ -43,7 +43,7 @@ TRANSFORMER = {
     "num_layers": (0, -1),
     "inner_width": (0,),
     "num_heads": (0, -2),
-    "width": (0, -8, 30, 20),  # 4 heads and pairs of channels: multiples of 8
+    "width": (0, -8, 30, 20),  # 4 heads and pairs of channels in each: multiples of 8
     "dropout": RATES,
     "dropout_kind": ("columns", "", None),
     "recompute": (),  # true or false
@@ -115,7 +115,12 @@ WRONG = {
     ULMFiTLSTMConfig: LSTM_STACK,
     TransformerEncoderConfig: TRANSFORMER | {"token_head": (), "max_positions": (0, -1)},
     TransformerDecoderConfig: TRANSFORMER
-    | {"context_length": (1, 0, -3), "tied_head": (), "value_embeddings": ()},
+    | {
+        "context_length": (1, 0, -3),
+        "tied_head": (),
+        "value_embeddings": (),
+        "logit_cap": (0.0, -5.0, NAN, float("inf")),
+    },
     PresetTokenizerConfig: {"max_tokens": (0, -1), "preset": ()},
     PresetClassifierConfig: {},
     PresetGeneratorConfig: {"context_length": (1, 0)},
@@ -132,7 +137,7 @@ WRONG = {
     DenseClassifierConfig: {"units": (0, -1)},
     LSTMTaggerConfig: ONE_LSTM,
     LSTMClassifierConfig: ONE_LSTM,
-    Seq2SeqTransformerConfig: TRANSFORMER | {"positions": ("absolute", "learned", "sinusoidal")},
+    Seq2SeqTransformerConfig: TRANSFORMER | {"max_positions": (0, -1)},
 }
 SECTIONS = dict.fromkeys(WRONG, "model") | dict.fromkeys(TOKENIZER_CONFIGS.values(), "tokenizer")
 
@@ -171,6 +176,16 @@ def test_values_at_the_edge_are_taken():
     ByteBPETokenizerConfig(vocabulary_size=260, max_tokens=None)
     BagOfNgramsConfig(naive_bayes_scale=0.0, ngram_dropout=0.0)
     TransformerDecoderConfig(width=8, num_heads=4, num_layers=1, dropout=0.0, context_length=2)
+
+
+@pytest.mark.parametrize(
+    ("positions", "multiple"),
+    [("rotary", 6), ("learned", 3), ("alibi", 3), ("none", 3), ("sinusoidal", 6)],
+)
+def test_the_width_is_a_multiple_of_what_heads_and_positions_need(positions, multiple):
+    TransformerDecoderConfig(num_heads=3, width=5 * multiple, positions=positions)
+    with pytest.raises(ValueError, match=f"^model.width must be a multiple of {multiple} with"):
+        TransformerDecoderConfig(num_heads=3, width=5 * multiple + 2, positions=positions)
 
 
 def test_a_configuration_does_not_change():

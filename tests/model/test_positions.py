@@ -1,285 +1,163 @@
-"""Positions as their papers define them, and attention against plain NumPy, gradients included."""
+"""Positions as their papers define them, and what networks that have them can and cannot tell."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from model.attention import CrossAttention, SelfAttention
+from model.attention import SelfAttention
 from model.catalogue import build_model
 from model.config import TransformerDecoderConfig, TransformerEncoderConfig
 from model.config.transformers import POSITIONS, BlocksConfig
 from model.positions import alibi, alibi_slopes, rotary, sinusoidal
-from model.transformer import Inner, Place
+from model.transformer import Place
 
 SIZES = {"num_layers": 2, "width": 16, "num_heads": 2, "inner_width": 24, "dropout": 0.0}
 TOKENS = np.array([[3, 7, 9, 4, 12, 5, 8, 2]], np.int32)
 
 
-def randomised(model, scale=0.3):
+def with_random_weights(model):
     rng = np.random.default_rng(1)
     for variable in model.trainable_variables:
-        variable.assign(variable.numpy() + rng.normal(scale=scale, size=variable.shape))
+        variable.assign(variable.numpy() + rng.normal(scale=0.3, size=variable.shape))
     return model
+
+
+def encoder(positions, **options):
+    config = TransformerEncoderConfig(**SIZES, positions=positions, **options)
+    return with_random_weights(build_model(config, 20, 3, seed=0))
 
 
 # What each kind of position is --------------------------------------------------------------------
 
 
 def test_rotary_scores_depend_on_the_distance_alone():
+    """Every score of a whole text, moved by a thousand steps."""
     rng = np.random.default_rng(0)
-    q, k = rng.normal(size=(2, 1, 1, 1, 8)).astype("float32")
+    q, k = (tf.constant(rng.normal(size=(1, 2, 6, 8)), tf.float32) for _ in range(2))
 
-    def score(target, source):
-        at = [tf.constant([[place]]) for place in (target, source)]
-        return float(tf.reduce_sum(rotary(tf.constant(q), at[0]) * rotary(tf.constant(k), at[1])))
+    def scores(start):
+        position = tf.range(start, start + 6)[None, :]
+        return tf.matmul(rotary(q, position), rotary(k, position), transpose_b=True).numpy()
 
-    assert score(3, 1) == pytest.approx(score(1003, 1001), abs=1e-3)
-    assert score(3, 1) != pytest.approx(score(3, 2), abs=1e-3)
-    assert score(3, 1) != pytest.approx(score(1, 3), abs=1e-3)
+    np.testing.assert_allclose(scores(1000), scores(0), atol=2e-3)
+    same = tf.tile(q[:, :, :1], [1, 1, 6, 1])  # with one vector everywhere only distance is left
+    position = tf.range(6)[None, :]
+    table = tf.matmul(rotary(same, position), rotary(same, position), transpose_b=True).numpy()
+    for distance in range(6):
+        diagonal = np.diagonal(table, distance, 2, 3)
+        np.testing.assert_allclose(diagonal, diagonal[..., :1] + np.zeros(6 - distance), atol=1e-4)
+    assert np.ptp(table[0, 0, 0]) > 0.1
 
 
-def test_sinusoids_are_those_of_the_paper_and_a_shift_turns_them():
-    table = sinusoidal(tf.range(40)[None, :], 6).numpy()[0]
+def test_sinusoids_are_those_of_the_paper_and_a_shift_turns_every_pair():
+    table = sinusoidal(tf.range(60)[None, :], 6).numpy()[0]
     for position in (0, 1, 17):
         for i in range(3):
             angle = position / 10_000 ** (2 * i / 6)
             expected = [np.sin(angle), np.cos(angle)]
             np.testing.assert_allclose(table[position, 2 * i : 2 * i + 2], expected, atol=1e-5)
-    # One matrix takes every position five further.
-    turn, *_ = np.linalg.lstsq(table[:-5], table[5:], rcond=None)
-    np.testing.assert_allclose(table[:-5] @ turn, table[5:], atol=1e-4)
-    np.testing.assert_allclose(turn @ turn.T, np.eye(6), atol=1e-3)
+    for shift in (1, 5, 40):  # one matrix for all positions: a rotation of each pair
+        turn = np.zeros((6, 6))
+        for i in range(3):
+            angle = shift / 10_000 ** (2 * i / 6)
+            c, s = np.cos(angle), np.sin(angle)
+            turn[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] = [[c, s], [-s, c]]
+        np.testing.assert_allclose(table[:-shift] @ turn.T, table[shift:], atol=1e-4)
 
 
-def test_slopes_are_those_of_the_paper():
-    np.testing.assert_allclose(alibi_slopes(8), [2.0**-i for i in range(1, 9)])
-    # Twelve heads, as the authors' code gives them.
-    np.testing.assert_allclose(alibi_slopes(12)[8:], [2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5])
+@pytest.mark.parametrize(
+    ("num_heads", "slopes"),
+    [
+        (1, [2.0**-8]),
+        (2, [2.0**-4, 2.0**-8]),
+        (3, [2.0**-4, 2.0**-8, 2.0**-2]),
+        (8, [2.0**-i for i in range(1, 9)]),
+        (12, [2.0**-i for i in range(1, 9)] + [2.0 ** -(i + 0.5) for i in range(4)]),
+        (16, [2.0 ** -(i / 2) for i in range(1, 17)]),
+    ],
+)
+def test_slopes_are_those_of_the_paper(num_heads, slopes):
+    np.testing.assert_allclose(alibi_slopes(num_heads), slopes)
 
 
-def test_the_bias_is_minus_slope_times_distance():
-    bias = alibi(tf.constant([[2, 5]]), 7, 2).numpy()
-    assert bias.shape == (1, 2, 2, 7)
-    for head, slope in enumerate((2.0**-4, 2.0**-8)):
-        for row, target in enumerate((2, 5)):
-            expected = [-slope * abs(target - source) for source in range(7)]
-            np.testing.assert_allclose(bias[0, head, row], expected)
+def test_the_bias_is_minus_slope_times_distance_for_rows_at_their_own_positions():
+    position = np.array([[2, 5], [0, 6]], np.int32)
+    bias = alibi(tf.constant(position), 7, 2).numpy()
+    assert bias.shape == (2, 2, 2, 7) and bias.dtype == np.float32
+    for row in range(2):
+        for head, slope in enumerate((2.0**-4, 2.0**-8)):
+            for step, target in enumerate(position[row]):
+                expected = [-slope * abs(target - source) for source in range(7)]
+                np.testing.assert_allclose(bias[row, head, step], expected)
 
 
-def test_learned_places_are_added_and_the_last_one_stays():
-    place = randomised(_built(Place(BlocksConfig(**SIZES, positions="learned"), 4)))
-    x = np.zeros((1, 6, 16), "float32")
-    rows = place(x, tf.range(6)[None, :]).numpy()[0]
-    np.testing.assert_array_equal(rows[:4], place.table.embeddings)
-    np.testing.assert_array_equal(rows[4:], [rows[3]] * 2)
+def test_learned_positions_are_added_and_the_last_one_stays():
+    place = Place(BlocksConfig(**SIZES, positions="learned"), 4)
+    x = np.random.default_rng(0).normal(size=(2, 6, 16)).astype("float32")
+    place(x, tf.range(6)[None, :])
+    added = place(x, tf.range(6)[None, :]).numpy() - x
+    table = place.table.embeddings.numpy()
+    np.testing.assert_allclose(added, [[*table, table[3], table[3]]] * 2, atol=1e-6)
+    own = place(x, tf.constant([[3, 0, 1, 9, 2, 2], [0, 1, 2, 3, 4, 5]])).numpy() - x
+    np.testing.assert_allclose(own[0], table[[3, 0, 1, 3, 2, 2]], atol=1e-6)
 
 
-def _built(layer):
-    layer(np.zeros((1, 2, 16), "float32"), tf.range(2)[None, :])
-    return layer
+@pytest.mark.parametrize("positions", ["rotary", "alibi", "none"])
+def test_what_attention_is_told_is_not_added(positions):
+    place, x = Place(BlocksConfig(**SIZES, positions=positions), 4), np.ones((1, 3, 16), "float32")
+    np.testing.assert_array_equal(place(x, tf.range(3)[None, :]), x)
+    assert not place.variables
+
+
+# What a network can tell --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_an_encoder_hears_the_order_unless_it_has_no_positions(positions):
-    config = TransformerEncoderConfig(**SIZES, positions=positions)
-    model = randomised(build_model(config, 20, 3, seed=0))
-    apart = np.abs(model(TOKENS) - model(TOKENS[:, ::-1].copy())).max()
+    model = encoder(positions)
+    logits = model(TOKENS).numpy()
+    mixed, backwards = TOKENS[:, [3, 1, 0, 7, 2, 6, 5, 4]], TOKENS[:, ::-1].copy()
     if positions == "none":
-        assert apart < 1e-5
-    elif positions == "alibi":  # which tells how far, not to which side
-        assert apart < 1e-5
-        assert np.abs(model(TOKENS) - model(TOKENS[:, [0, 2, 1, *range(3, 8)]])).max() > 1e-3
+        np.testing.assert_allclose(model(mixed), logits, atol=1e-5)
     else:
-        assert apart > 1e-3
+        assert np.abs(model(mixed) - logits).max() > 1e-3
+    if positions in ("none", "alibi"):  # which tells how far, not to which side
+        np.testing.assert_allclose(model(backwards), logits, atol=1e-5)
+    else:
+        assert np.abs(model(backwards) - logits).max() > 1e-3
+
+
+def test_learned_positions_beyond_the_last_cannot_be_told_apart():
+    model = encoder("learned", max_positions=4)
+    logits = model(TOKENS).numpy()
+    behind = model(TOKENS[:, [0, 1, 2, 7, 4, 6, 5, 3]]).numpy()  # 3 is the last position
+    np.testing.assert_allclose(behind, logits, atol=1e-5)
+    assert np.abs(model(TOKENS[:, [2, 1, 0, *range(3, 8)]]) - logits).max() > 1e-3
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_longer_texts_than_were_trained_on_change_nothing_before(positions):
-    config = TransformerDecoderConfig(**SIZES, positions=positions, context_length=8)
-    model = randomised(build_model(config, 20, seed=0))
-    longer = np.concatenate([TOKENS, TOKENS], axis=1)
+def test_longer_texts_than_the_context_are_finite_and_change_nothing_before(positions):
+    config = TransformerDecoderConfig(**SIZES, positions=positions, context_length=4)
+    model = with_random_weights(build_model(config, 20, seed=0))
+    longer = np.tile(TOKENS, [1, 8])
     logits = model(longer).numpy()
     assert np.isfinite(logits).all()
     np.testing.assert_allclose(logits[:, :8], model(TOKENS), atol=1e-5)
 
 
-# A decoder with each option: cached equals whole, and the option does something -----------------
-
-OPTIONS = [
-    *({"positions": name} for name in POSITIONS[1:]),
-    {"normalization": "rms", "activation": "relu_squared", "qk_norm": True},
-    {"activation": "swiglu", "bias": False, "tied_head": False},
-    {"value_embeddings": True, "initialization": "gpt2"},
-]
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
-def test_a_decoder_with_options_writes_as_it_reads(options):
-    config = TransformerDecoderConfig(**SIZES, **options, context_length=16)
-    model = randomised(build_model(config, 20, seed=0))
-    whole = model(TOKENS).numpy()
-    plain = TransformerDecoderConfig(**SIZES, context_length=16)
-    assert np.abs(whole - randomised(build_model(plain, 20, seed=0))(TOKENS)).max() > 1e-3
-    lengths = np.array([5], np.int32)
-    logits, cache = model.prefill(TOKENS[:, :5], lengths, 9)
-    np.testing.assert_allclose(logits, whole[:, 4], atol=1e-4)
-    for position in (5, 6, 7):
-        at = tf.constant([position])
-        logits, cache = model.decode(TOKENS[:, position], at, cache)
-        np.testing.assert_allclose(logits, whole[:, position], atol=1e-4)
-    changed = TOKENS.copy()
-    changed[0, 4:] = 11
-    np.testing.assert_allclose(model(changed)[:, :4], whole[:, :4], atol=1e-5)
-
-
-def test_the_documented_network_of_nanogpt_has_its_number_of_weights():
-    config = TransformerDecoderConfig(
-        num_layers=4,
-        width=128,
-        num_heads=4,
-        inner_width=512,
-        context_length=64,
-        positions="learned",
-        bias=False,
-        initialization="gpt2",
-        dropout=0.0,
-    )
-    model = build_model(config, 65, seed=0)
-    blocks = 4 * (12 * 128**2 + 2 * 128)  # attention 4 D^2, inner 8 D^2, two gains
-    assert sum(v.numpy().size for v in model.trainable_variables) == blocks + (65 + 64 + 1) * 128
-    spread = {v.path: v.numpy().std() for v in model.trainable_variables}
-    for path, stddev in spread.items():
-        if path.endswith(("output_projection/kernel", "contract/kernel")):
-            assert stddev == pytest.approx(0.02 / 8**0.5, rel=0.05), path
-        elif not path.endswith("gamma"):
-            assert stddev == pytest.approx(0.02, rel=0.05), path
-
-
-# Formulas in plain NumPy, float64 -----------------------------------------------------------------
-
-
-def softmax(x):
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
-def rms(x, gain):
-    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-5) * gain
-
-
-def turned(x):
-    """Su et al. (2021), eq. 34, one pair (i, i + H/2) after another."""
-    y, half = x.copy(), x.shape[-1] // 2
-    for position in range(x.shape[-2]):
-        for i in range(half):
-            angle = position / 10_000 ** (i / half)
-            a, b = x[..., position, i], x[..., position, i + half]
-            y[..., position, i] = a * np.cos(angle) - b * np.sin(angle)
-            y[..., position, i + half] = b * np.cos(angle) + a * np.sin(angle)
-    return y
-
-
-def attended(q, k, v, allowed, slopes=None):
-    """(N, T, H), (N, S, H) twice -> (T, D), one head and one target after another."""
-    rows = np.zeros((q.shape[1], q.shape[0] * q.shape[2]))
-    for head in range(q.shape[0]):
-        for target in range(q.shape[1]):
-            scores = k[head] @ q[head, target] / np.sqrt(q.shape[2])
-            if slopes is not None:
-                scores = scores - slopes[head] * np.abs(target - np.arange(k.shape[1]))
-            scores = np.where(allowed[target], scores, -np.inf)
-            width = q.shape[2]
-            rows[target, head * width : (head + 1) * width] = softmax(scores) @ v[head]
-    return rows
-
-
-def heads_of(x, count=2):
-    return np.stack(np.split(x, count, axis=-1))  # (N, T, H)
-
-
-def self_attention(config, x, allowed, qkv, out, *gains):
-    q, k, v = (heads_of(part) for part in np.split(x @ qkv, 3, axis=-1))
-    if config.qk_norm:
-        q, k = rms(q, gains[0]), rms(k, gains[1])
-    if config.positions == "rotary":
-        q, k = turned(q), turned(k)
-    slopes = alibi_slopes(2) if config.positions == "alibi" else None
-    return attended(q, k, v, allowed, slopes) @ out
-
-
-def inner(config, x, *weights):
-    expand, contract = weights
-    x = x @ expand
-    if config.activation == "swiglu":
-        gate, value = np.split(x, 2, axis=-1)
-        return gate / (1 + np.exp(-gate)) * value @ contract
-    return np.maximum(x, 0) ** 2 @ contract
-
-
-def check_against(layer, call, formula, x, atol=2e-4):
-    """The layer and all of its gradients are those of the formula, by central differences."""
-    call(tf.constant(x, tf.float32))
-    rng = np.random.default_rng(3)
-    weights = [rng.normal(scale=0.5, size=v.shape) for v in layer.trainable_variables]
-    for variable, value in zip(layer.trainable_variables, weights, strict=True):
-        variable.assign(value)
-    inputs = tf.constant(x, tf.float32)
-    values = [variable.value for variable in layer.trainable_variables]
-    direction = rng.normal(size=x.shape)
-    with tf.GradientTape() as tape:
-        tape.watch(inputs)
-        y = call(inputs)
-        total = tf.reduce_sum(y * tf.constant(direction, tf.float32))
-    found = tape.gradient(total, [inputs, *values])
-    arguments = [x.astype(np.float64), *weights]
-    np.testing.assert_allclose(y[0], formula(x[0], *weights), atol=atol)
-    for number, gradient in enumerate(found):
-        gradient = np.asarray(gradient)
-        for index in rng.choice(gradient.size, size=min(12, gradient.size), replace=False):
-            sides = []
-            for step in (1e-5, -1e-5):
-                moved = [a.copy() for a in arguments]
-                moved[number].flat[index] += step
-                sides.append(np.sum(formula(moved[0][0], *moved[1:]) * direction[0]))
-            expected = (sides[0] - sides[1]) / 2e-5
-            assert gradient.flat[index] == pytest.approx(expected, abs=2e-3, rel=2e-3)
-
-
-X = np.random.default_rng(2).normal(size=(1, 5, 8))
-PAST = np.tril(np.ones((5, 5), bool))
-SMALL = {"num_layers": 1, "width": 8, "num_heads": 2, "inner_width": 6, "bias": False}
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"positions": "alibi"}, {"positions": "none", "qk_norm": True}]
-)
-def test_self_attention_is_the_formula_and_so_are_its_gradients(options):
-    config = BlocksConfig(**SMALL, **options)
+@pytest.mark.parametrize("positions", ["rotary", "alibi"])
+def test_a_repeated_text_is_read_the_same_wherever_it_begins(positions):
+    """Without embeddings of places only distances count, at 3 as at 503."""
+    config = BlocksConfig(**SIZES, positions=positions)
     layer = SelfAttention(config)
-    check_against(
-        layer,
-        lambda x: layer(x, tf.range(5)[None, :], PAST),
-        lambda x, *weights: self_attention(config, x, PAST, *weights),
-        X,
-    )
-
-
-def test_cross_attention_is_the_formula_and_so_are_its_gradients():
-    layer = CrossAttention(BlocksConfig(**SMALL))
-    source = np.random.default_rng(4).normal(size=(1, 4, 8))
-    is_source = np.array([True, True, True, False])
-
-    def formula(x, query, key_value, out):
-        k, v = (heads_of(part) for part in np.split(source[0] @ key_value, 2, axis=-1))
-        allowed = np.broadcast_to(is_source, (5, 4))
-        return attended(heads_of(x @ query), k, v, allowed) @ out
-
-    told = tf.constant(source, tf.float32)
-    check_against(layer, lambda x: layer(x, told, is_source[None, None, None, :]), formula, X)
-
-
-@pytest.mark.parametrize("activation", ["relu_squared", "swiglu"])
-def test_the_inner_network_is_the_formula_and_so_are_its_gradients(activation):
-    config = BlocksConfig(**SMALL, activation=activation)
-    layer = Inner(config)
-    check_against(layer, layer, lambda x, *weights: inner(config, x, *weights), X)
+    x = tf.constant(np.random.default_rng(0).normal(size=(1, 5, 16)), tf.float32)
+    past = np.tril(np.ones((5, 5), bool))
+    first = layer(x, tf.range(5)[None, :], past).numpy()
+    assert np.abs(layer(x[:, ::-1], tf.range(5)[None, :], past)[:, ::-1] - first).max() > 1e-3
+    if positions == "rotary":
+        moved = layer(x, tf.range(500, 505)[None, :], past)
+    else:  # through a cache whose first slots are hidden
+        may_attend = np.pad(past, [(0, 0), (500, 0)])
+        empty = tf.zeros([1, 2, 505, 8])
+        moved, _ = layer(x, tf.range(500, 505)[None, :], may_attend, (empty, empty))
+    np.testing.assert_allclose(moved, first, atol=1e-3)

@@ -234,6 +234,7 @@ MUON = {
         ("lstm/lstm_cell/recurrent_kernel", (8, 32), (4, 8, 8)),
         ("gru/gru_cell_1/kernel", (5, 24), (3, 5, 8)),
         ("expand/kernel", (8, 32), (1, 8, 32)),
+        ("block_0/gate_expand/kernel", (8, 32), (2, 8, 16)),
         ("multi_head_attention/query/bias", (2, 4), (1, 2, 4)),
         ("head/kernel", (8, 3), None),
         ("token_embedding/embeddings", (30, 8), None),

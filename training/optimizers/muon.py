@@ -22,6 +22,7 @@ _NEVER = re.compile(r"embedding|(^|/)(head|logits)(/|$)")
 _FUSED = {
     r"(^|/)qkv/kernel$": 3,  # model.attention.SelfAttention
     r"(^|/)key_value/kernel$": 2,
+    r"(^|/)gate_expand/kernel$": 2,  # of model.transformer's SwiGLU
     r"(^|/)lstm_cell\w*/(recurrent_)?kernel$": 4,
     r"(^|/)gru_cell\w*/(recurrent_)?kernel$": 3,
 }

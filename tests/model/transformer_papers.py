@@ -1,0 +1,145 @@
+"""The Transformers' equations in plain NumPy, float64, one row, one head, one target at a time.
+
+Weights come by the path of the variable within its network. Axes: T targets, S sources, D width.
+"""
+
+import math
+
+import numpy as np
+
+
+def softmax(x):
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def turned(x):
+    """Su et al. (2021), eq. 34: (T, H), step t turned as position t, pairs (i, i + H/2)."""
+    y, half = x.copy(), x.shape[1] // 2
+    for position in range(len(x)):
+        for i in range(half):
+            angle = position / 10_000 ** (2 * i / x.shape[1])
+            a, b = x[position, i], x[position, i + half]
+            y[position, i] = a * math.cos(angle) - b * math.sin(angle)
+            y[position, i + half] = b * math.cos(angle) + a * math.sin(angle)
+    return y
+
+
+def rms_norm(x, gain):
+    return gain * x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-5)
+
+
+def layer_norm(x, gain, shift):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return gain * centred / np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + 1e-5) + shift
+
+
+def attend(queries, keys, values, may_attend, slope=0.0):
+    """Vaswani et al. (2017), eq. 1, and Press et al. (2022), sec. 3: one head, (T, H)."""
+    rows = []
+    for t, query in enumerate(queries):
+        seen = [s for s in range(len(keys)) if may_attend[t, s]]
+        scores = [query @ keys[s] / math.sqrt(len(query)) - slope * abs(t - s) for s in seen]
+        rows.append(softmax(np.array(scores)) @ values[seen])
+    return np.array(rows)
+
+
+def self_attention(config, x, may_attend, weights, more_values=0.0):
+    """(T, D) -> (T, D)"""
+    q, k, v = np.split(x @ weights["qkv/kernel"], 3, axis=-1)
+    v, size, heads = v + more_values, config.width // config.num_heads, []
+    for head in range(config.num_heads):
+        own = slice(head * size, (head + 1) * size)
+        query, key = q[:, own], k[:, own]
+        if config.qk_norm:
+            query = rms_norm(query, weights["query_norm/scale"])
+            key = rms_norm(key, weights["key_norm/scale"])
+        if config.positions == "rotary":
+            query, key = turned(query), turned(key)
+        slope = SLOPES[config.num_heads][head] if config.positions == "alibi" else 0.0
+        heads.append(attend(query, key, v[:, own], may_attend, slope))
+    return np.concatenate(heads, axis=-1) @ weights["output_projection/kernel"]
+
+
+SLOPES = {  # as the authors' code says; for three heads those of two and the first of four
+    2: [1 / 16, 1 / 256],
+    3: [1 / 16, 1 / 256, 1 / 4],
+}
+
+
+def cross_attention(config, x, source, may_attend, weights):
+    """(T, D), (S, D) -> (T, D)"""
+    q = x @ weights["query/kernel"]
+    k, v = np.split(source @ weights["key_value/kernel"], 2, axis=-1)
+    size = config.width // config.num_heads
+    owns = [slice(head * size, (head + 1) * size) for head in range(config.num_heads)]
+    heads = [attend(q[:, own], k[:, own], v[:, own], may_attend) for own in owns]
+    return np.concatenate(heads, axis=-1) @ weights["output_projection/kernel"]
+
+
+def inner(config, x, weights):
+    name = "gate_expand" if config.activation == "swiglu" else "expand"
+    x = x @ weights[f"{name}/kernel"] + weights.get(f"{name}/bias", 0.0)
+    if config.activation == "swiglu":
+        gate, value = np.split(x, 2, axis=-1)
+        x = gate / (1 + np.exp(-gate)) * value
+    elif config.activation == "relu_squared":
+        x = np.maximum(x, 0) ** 2
+    else:
+        x = x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+    return x @ weights["contract/kernel"] + weights.get("contract/bias", 0.0)
+
+
+def part(weights, name):
+    """The weights of one layer, by their paths within it."""
+    return {k.removeprefix(f"{name}/"): w for k, w in weights.items() if k.startswith(f"{name}/")}
+
+
+def norm(config, x, weights):
+    if config.normalization == "rms":
+        return rms_norm(x, weights["scale"])
+    return layer_norm(x, weights["gamma"], weights.get("beta", 0.0))
+
+
+def placed(config, x, weights):
+    """Embeddings (T, D) with what the position adds to them."""
+    if config.positions == "learned":
+        table = weights["place/position_embedding/embeddings"]
+        return np.array([row + table[min(t, len(table) - 1)] for t, row in enumerate(x)])
+    if config.positions == "sinusoidal":  # Vaswani et al. (2017), sec. 3.4 and 3.5
+        x = x * math.sqrt(config.width)
+        for t in range(len(x)):
+            for i in range(config.width // 2):
+                angle = t / 10_000 ** (2 * i / config.width)
+                x[t, 2 * i] += math.sin(angle)
+                x[t, 2 * i + 1] += math.cos(angle)
+    return x
+
+
+def blocks(config, x, may_attend, weights, more_values):
+    """Xiong et al. (2020), fig. 1b, and the norm at the end."""
+    for i in range(config.num_layers):
+        own = part(weights, f"block_{i}")
+        y = norm(config, x, part(own, "attention_norm"))
+        x = x + self_attention(config, y, may_attend, part(own, "attention"), more_values[i])
+        x = x + inner(config, norm(config, x, part(own, "inner_norm")), own)
+    return norm(config, x, part(weights, "final_norm"))
+
+
+def decoder(config, tokens, weights):
+    """Logits (T, V) of one text."""
+    embedding, more = weights["embedding/embeddings"], [0.0] * config.num_layers
+    if config.value_embeddings:
+        more = [weights[f"value_embedding_{i}/embeddings"][tokens] for i in range(len(more))]
+    x = placed(config, embedding[tokens], weights)
+    x = blocks(config, x, np.tril(np.ones([len(tokens)] * 2, bool)), weights, more)
+    logits = x @ (embedding.T if config.tied_head else weights["head/kernel"])
+    cap = config.logit_cap
+    return logits if cap is None else cap * np.tanh(logits / cap)
+
+
+def encoder(config, tokens, weights):
+    """Logits (K,) of one text without padding."""
+    x = placed(config, weights["embedding/embeddings"][tokens], weights)
+    x = blocks(config, x, np.ones([len(tokens)] * 2, bool), weights, [0.0] * config.num_layers)
+    return x.mean(axis=0) @ weights["head/kernel"] + weights["head/bias"]
