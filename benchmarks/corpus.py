@@ -77,7 +77,7 @@ def measure(path: Path, model_type: str, num_threads: int) -> dict:
     tokenizer = train_tokenizer(data.train, config)
     lap("vocabulary")
     used = time.process_time()
-    shards = shards_of(data.corpus, tokenizer, num_threads=num_threads)
+    shards = shards_of(data.corpus, tokenizer, config, num_threads=num_threads)
     figures["cpu"] = time.process_time() - used
     lap("tokenise")
     figures["tokens"] = int(shards.num_tokens.sum())

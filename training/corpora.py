@@ -5,31 +5,37 @@ Axes: D documents of a block.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from model.tokenizers import BEGIN, END, SentencePieceTokenizer
+from model.config import TokenizerConfig
+from model.tokenizers import BEGIN, END
 from training.datasets.corpus import Corpus
 from training.shards import Blocks, Shards, make_shards
 
 
 def shards_of(
     corpus: Corpus,
-    tokenizer: SentencePieceTokenizer,
+    tokenizer: Any,
+    settings: TokenizerConfig,
     *,
     verify: bool = False,
     num_threads: int | None = None,
 ) -> Shards:
     """The training documents of `corpus`, BEGIN and END included, tokenised if they are not yet.
 
-    Kept in the corpus' folder of the cache, under a digest of the tokenizer. What was stopped goes
-    on after the parts that are whole; `verify` looks at the content of every file. Several threads
-    work at once: TensorFlow Text leaves Python's lock to the others, so a process for each, with a
-    TensorFlow of its own, would be no faster.
+    Kept in the corpus' folder of the cache, under a digest of the tokenizer and of its `settings`,
+    one folder for each, until they are removed by hand. What was stopped goes on after the parts
+    that are whole; `verify` looks at the content of every file. Several threads work at once:
+    TensorFlow Text leaves Python's lock to the others, so that processes, each with a TensorFlow of
+    its own, are not needed.
     """
     ids_of = tf.function(
         tokenizer, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False
@@ -42,7 +48,7 @@ def shards_of(
             yield ids, lengths, num_bytes
 
     return make_shards(
-        corpus.folder / f"tokens-{digest_of(tokenizer)[:12]}",
+        corpus.folder / f"tokens-{digest_of(tokenizer, settings)[:12]}",
         [corpus.part_bytes(part) for part in range(len(corpus.parts))],
         encoded,
         vocabulary_size=tokenizer.vocabulary_size,
@@ -66,9 +72,9 @@ def with_ends(ids: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndar
     return framed, lengths
 
 
-def digest_of(tokenizer: SentencePieceTokenizer) -> str:
-    """A sha256 of all that decides what a tokenizer makes of a text: its kind and its files."""
-    hashed = hashlib.sha256(type(tokenizer).__name__.encode())
+def digest_of(tokenizer: Any, settings: TokenizerConfig) -> str:
+    """A sha256 of all that decides what a tokenizer makes of a text: its settings and its files."""
+    hashed = hashlib.sha256(json.dumps(dataclasses.asdict(settings), sort_keys=True).encode())
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder))
         for path in sorted(Path(folder).iterdir()):

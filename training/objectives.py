@@ -174,7 +174,7 @@ class Generation:
         self.learner, self.packing = learner, stage.packing
         self.documents: Sequence[np.ndarray] | Shards
         if isinstance(data, CorpusData):
-            self.documents = shards_of(data.corpus, learner.tokenizer)
+            self.documents = shards_of(data.corpus, learner.tokenizer, learner.config.tokenizer)
         else:
             self.documents = learner.encoded(data.train)
         self.held_out = learner.encoded(data.validation), sum(map(len, data.validation))

@@ -68,9 +68,9 @@ def config(text, **settings):
 
 
 def tokenizer_of(data, **settings):
-    return train_tokenizer(
-        data.train, SentencePieceTokenizerConfig(**{"model_type": "char"} | settings)
-    )
+    """A tokenizer and its settings."""
+    chosen = SentencePieceTokenizerConfig(**{"model_type": "char"} | settings)
+    return train_tokenizer(data.train, chosen), chosen
 
 
 def loaded(text):
@@ -82,8 +82,8 @@ def loaded(text):
 
 def test_shards_hold_what_the_tokenizer_makes_of_each_document(text):
     data = loaded(text)
-    tokenizer = tokenizer_of(data)
-    shards = shards_of(data.corpus, tokenizer, num_threads=2)
+    tokenizer, settings = tokenizer_of(data)
+    shards = shards_of(data.corpus, tokenizer, settings, num_threads=2)
     assert len(shards.shards) == len(data.corpus.parts) > 3
     found = [
         shards.document(shard, number).tolist()
@@ -99,11 +99,12 @@ def test_shards_hold_what_the_tokenizer_makes_of_each_document(text):
 def test_they_are_made_once_for_each_tokenizer(text, monkeypatch):
     data = loaded(text)
     one, other = tokenizer_of(data), tokenizer_of(data, model_type="unigram", vocabulary_size=300)
-    assert digest_of(one) == digest_of(tokenizer_of(data)) != digest_of(other)
-    folders = [shards_of(data.corpus, tokenizer).folder for tokenizer in (one, other)]
+    assert digest_of(*one) == digest_of(*tokenizer_of(data)) != digest_of(*other)
+    assert digest_of(one[0], other[1]) != digest_of(*one)  # not all settings are in the files
+    folders = [shards_of(data.corpus, *each).folder for each in (one, other)]
     assert folders[0] != folders[1]
     monkeypatch.setattr(corpora, "_blocks", lambda span: pytest.fail("read again"))
-    assert shards_of(data.corpus, one).folder == folders[0]
+    assert shards_of(data.corpus, *one).folder == folders[0]
 
 
 # Runs ---------------------------------------------------------------------------------------------
@@ -143,7 +144,7 @@ def test_a_stopped_run_on_a_corpus_ends_bit_for_bit_as_if_never_stopped(
 
     # What the log says of speed is the number of targets over the seconds beside it.
     data = loaded(text)
-    shards = shards_of(data.corpus, tokenizer_of(data, vocabulary_size=60))
+    shards = shards_of(data.corpus, *tokenizer_of(data, vocabulary_size=60))
     batches = language_model_batches(
         shards, num_tokens=16, packing="packed", end=3, batch_size=4, seed=0
     )
@@ -159,10 +160,10 @@ def test_a_stopped_run_on_a_corpus_ends_bit_for_bit_as_if_never_stopped(
 
 def test_a_pass_over_a_corpus_and_over_the_same_in_memory_has_the_same_targets(text):
     data = loaded(text)
-    tokenizer = tokenizer_of(data)
+    tokenizer, settings = tokenizer_of(data)
     memory = [np.array([2, *row, 3], np.int32) for row in tokenizer(data.train).to_list()]
     passes = []
-    for documents in (shards_of(data.corpus, tokenizer), memory):
+    for documents in (shards_of(data.corpus, tokenizer, settings), memory):
         batches = language_model_batches(documents, num_tokens=16, end=3, batch_size=1, seed=0)
         rows = [batches.at(i)["targets"] for i in range(batches.num_batches)]
         passes.append(np.sort(np.concatenate([row.ravel() for row in rows])))
@@ -184,7 +185,7 @@ def test_packed_rows_are_for_generators_and_for_whole_orders(text):
 def recorded(text, monkeypatch):
     """Batches of a corpus, and the list of (shard, start) rows that were read."""
     data = loaded(text)
-    shards = shards_of(data.corpus, tokenizer_of(data, vocabulary_size=60))
+    shards = shards_of(data.corpus, *tokenizer_of(data, vocabulary_size=60))
     assert isinstance(shards, Shards)
     batches = language_model_batches(
         shards, num_tokens=16, packing="packed", end=3, batch_size=5, seed=0

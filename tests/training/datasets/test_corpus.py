@@ -5,6 +5,7 @@ import pytest
 
 from training.datasets import DatasetConfig, DatasetError, fingerprint, load_dataset
 from training.datasets import corpus as corpora
+from training.datasets.catalogue import TEXTS
 from training.datasets.corpus import CorpusData, is_streamed
 
 
@@ -195,13 +196,15 @@ def test_fingerprints_of_folders_follow_contents_and_names(tmp_path):
 
 
 def test_auto_is_by_size_and_kind(tmp_path, monkeypatch):
-    path = write(tmp_path / "a.txt", "one\n\ntwo")
+    path = write(tmp_path / "a.txt", "\n\n".join(stories()))
     assert not is_streamed(config(path, streaming="auto"))
     monkeypatch.setattr(corpora, "STREAM_FROM", 5)
     assert is_streamed(config(path, streaming="auto"))
     assert not is_streamed(config(path, streaming=False))
     assert not is_streamed(config(path, streaming="auto", max_examples=3))
     assert is_streamed(config(tmp_path, streaming="auto"))
+    texts = load_dataset(config(path, streaming="auto"), TEXTS)  # others than generators read lists
+    assert not isinstance(texts, CorpusData)
     assert not is_streamed(config(write(tmp_path / "a.csv", "text\n" + "a" * 99), streaming="auto"))
 
 
@@ -226,8 +229,9 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path):
     path = write(tmp_path / "a.txt", "\n\n".join(stories()))
     with pytest.raises(DatasetError, match="max_examples .*Set dataset.streaming=false"):
         load(path, max_examples=3)
-    with pytest.raises(DatasetError, match="A classifier's are read into memory"):
-        load_dataset(config(path), "classification")
+    for task in ("classification", TEXTS):
+        with pytest.raises(DatasetError, match="those of other tasks are read into memory"):
+            load_dataset(config(path), task)
     with pytest.raises(DatasetError, match="must be auto, true or false. Received: 'yes'"):
         config(path, streaming="yes")
     with pytest.raises(DatasetError, match="dataset.streaming can only be set with"):
