@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.catalogue import CLASSIFIERS
+from model.config import MODEL_CONFIGS
 from training.config import RunConfig, override
 from training.datasets.catalogue import load_dataset
 from training.run import begin_run, fit_run, load_run
@@ -92,10 +94,18 @@ def test_the_embedding_moves_only_if_it_is_tuned(config, tmp_path, tuned):
     assert len(moved) > 3 and any("embedding" in path for path in moved) == tuned
 
 
-@pytest.mark.parametrize("model", ["ulmfit_lstm", "transformer_encoder"])
+WITH_EMBEDDING = {
+    name: "model.embedding_size"
+    if "embedding_size" in config.__dataclass_fields__
+    else "model.width"
+    for name, config in MODEL_CONFIGS.items()
+    if name in CLASSIFIERS and name != "bag_of_ngrams" and "word" in config.tokenizers
+}
+
+
+@pytest.mark.parametrize("model", WITH_EMBEDDING)
 def test_every_network_with_an_embedding_of_words_takes_them(config, tmp_path, model):
-    size = "width" if model == "transformer_encoder" else "embedding_size"
-    changes = [f"model={model}", f"model.{size}={SIZE}"]
+    changes = [f"model={model}", f"{WITH_EMBEDDING[model]}={SIZE}"]
     if model == "transformer_encoder":
         changes.append("model.num_heads=2")
     learner = begun(override(config, changes), tmp_path / "run")
