@@ -55,7 +55,7 @@ def split_pieces(text: tf.Tensor) -> tf.RaggedTensor:
     # Not TensorFlow Text's regex_split, which loses what follows a byte 0 (2.21.1). So that the
     # mark between pieces is never a part of one, a byte 0 is followed by a 1 in the meantime.
     text = tf.strings.regex_replace(text, r"\x00", "\x00\x01")
-    text = tf.strings.regex_replace(text, f"({_PIECE})", rf"{_BETWEEN}\1{_BETWEEN}")
+    text = tf.strings.regex_replace(text, _PIECE, rf"{_BETWEEN}\0{_BETWEEN}")
     pieces = tf.strings.split(text, _BETWEEN)
     return tf.ragged.map_flat_values(tf.strings.regex_replace, pieces, r"\x00\x01", "\x00")
 

@@ -33,7 +33,7 @@ def split_words(text: tf.Tensor, normalize: Normalizer = CASE_FOLDED) -> tf.Ragg
     """
     text = normalize.to_valid(text)
     text = tf.strings.regex_replace(text, "’", "'")
-    text = tf.strings.regex_replace(text, f"({_UNSPACED}|{_PUNCTUATION})", r" \1 ")
+    text = tf.strings.regex_replace(text, f"{_UNSPACED}|{_PUNCTUATION}", r" \0 ")
     return tf.strings.split(text)
 
 
