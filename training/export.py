@@ -100,11 +100,10 @@ def _write_saved_model(learner: Classifier | LanguageModel, path: Path) -> None:
     # name that only its object loader finds, and a session, which is what serves, would not run.
     archive = keras.export.ExportArchive()
     if isinstance(learner, Classifier):
-        answer, inputs, resources = _classify(learner), [_TEXT_INPUT], learner.resources
+        answer, inputs = _classify(learner), [_TEXT_INPUT]
     else:
         answer, inputs = _generate(learner), generation_inputs()
-        resources = [learner.model, learner.tokenizer]
-    for resource in resources:
+    for resource in learner.resources:
         archive.track(resource)
     archive.add_endpoint(signatures.SERVING_DEFAULT, answer, inputs)
     archive.write_out(str(path), verbose=False)

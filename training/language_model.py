@@ -66,6 +66,11 @@ class LanguageModel:
     def load(cls, config: RunConfig, folder: Path) -> LanguageModel:
         return cls(config, load_tokenizer(folder, _whole(config.tokenizer)))
 
+    @property
+    def resources(self) -> list:
+        """What an export has to carry: the network and what the tokenizer looks up."""
+        return [self.model, self.tokenizer]
+
     def figures_of(self, split: Sequence[str]) -> dict[str, float]:
         return self.figures(self.encoded(split), sum(map(len, split)))
 

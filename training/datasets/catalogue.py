@@ -133,6 +133,14 @@ _TABLE = (
         source="waimai_10k",
     ),
     Dataset(
+        name="online_shopping_10_cats",
+        task=CLASSIFICATION,
+        languages=("zh",),
+        description="62,773 reviews of ten kinds of goods, negative or positive",
+        load=public.load_online_shopping_10_cats,
+        source="online_shopping_10_cats",
+    ),
+    Dataset(
         name="weibo2018",
         task=CLASSIFICATION,
         languages=("zh",),

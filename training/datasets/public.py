@@ -7,10 +7,13 @@ validation part takes it from train by hash; without any split, both come from t
 import csv
 import gzip
 import html
+import io
 import json
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -166,6 +169,14 @@ def load_waimai_10k(config: DatasetConfig) -> ClassificationData:
     files, notes = locate("waimai_10k")
     path = files["waimai_10k/waimai_10k.csv"]
     everything = _labelled(path, _label_review_rows, NEGATIVE_POSITIVE, notes)
+    return _by_hash(SENTIMENTS, everything, notes)
+
+
+def load_online_shopping_10_cats(config: DatasetConfig) -> ClassificationData:
+    """Reviews of ten kinds of goods, negative or positive; hash split."""
+    files, notes = locate("online_shopping_10_cats")
+    path = files["online_shopping_10_cats/online_shopping_10_cats.zip"]
+    everything = _labelled(path, _category_label_review_rows, NEGATIVE_POSITIVE, notes)
     return _by_hash(SENTIMENTS, everything, notes)
 
 
@@ -360,12 +371,30 @@ def _label_review_rows(path: Path) -> Iterator[Row]:
         yield number, row[1], row[0]
 
 
+def _category_label_review_rows(path: Path) -> Iterator[Row]:
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{path.stem}.csv") as file:
+            rows = list(_rows_of(io.TextIOWrapper(file, encoding="utf-8-sig", newline="")))
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise DatasetError(f"{path} does not hold {path.stem}.csv in a zip: {error}") from error
+    for number, row in rows:
+        if row == ["cat", "label", "review"]:
+            continue
+        if len(row) != 3:
+            raise DatasetError(f"{path}, line {number}: expected 3 fields. Received: {len(row)}")
+        yield number, row[2], row[1]
+
+
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        for row in reader:
-            if row:
-                yield reader.line_num, row
+        yield from _rows_of(file)
+
+
+def _rows_of(file: TextIO) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(file)
+    for row in reader:
+        if row:
+            yield reader.line_num, row
 
 
 def _text_tab_label(line: str) -> tuple[str, str]:

@@ -22,6 +22,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "chnsenticorp": sentiment.chnsenticorp,
     "weibo2018": sentiment.weibo2018,
     "waimai_10k": sentiment.waimai_10k,
+    "online_shopping": sentiment.online_shopping,
     "topics": topics.topics,
     "tnews": topics.tnews,
     "ag_news_sample": topics.ag_news_sample,

@@ -1,7 +1,8 @@
 """What `fit auto` tries on texts that it knows nothing of."""
 
+from dataclasses import replace
+
 from model.config import (
-    BagOfNgramsConfig,
     GatedConvolutionConfig,
     NgramTokenizerConfig,
     TransformerEncoderConfig,
@@ -9,6 +10,7 @@ from model.config import (
 )
 from training.config import OptimizerConfig, RunConfig
 from training.datasets.config import DatasetConfig
+from training.recipes.bag import weighted_bag
 
 AUTO = "auto"
 MAX_WEIGHTS = 2**24  # of a bag: its buckets times the labels
@@ -32,18 +34,8 @@ def candidates(
     words = WordTokenizerConfig(max_tokens=num_tokens)
 
     def bag(weighting: str, rate: float) -> RunConfig:
-        return RunConfig(
-            name=weighting,
-            dataset=dataset,
-            tokenizer=ngrams,
-            model=BagOfNgramsConfig(
-                weighting=weighting, naive_bayes_scale=0.0, smoothing=1.0, ngram_dropout=0.0
-            ),
-            strategy="sgd",
-            optimizer=OptimizerConfig(peak_learning_rate=rate, clip_norm=None),
-            epochs=epochs,
-            updates_per_call=10,
-        )
+        config = weighted_bag(weighting, dataset, weighting, max_ngram=1, rate=rate, epochs=epochs)
+        return replace(config, tokenizer=ngrams)
 
     return {
         "idf": bag("idf", 5.0 if num_labels == 2 else 20.0),

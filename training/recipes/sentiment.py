@@ -11,6 +11,7 @@ from model.config import (
 )
 from training.config import OptimizerConfig, RunConfig
 from training.datasets.config import DatasetConfig
+from training.recipes.bag import weighted_bag
 
 
 def sentiment() -> RunConfig:
@@ -141,23 +142,25 @@ def chnsenticorp() -> RunConfig:
 
 def weibo2018() -> RunConfig:
     """Chinese posts, 10,000 for training."""
-    return RunConfig(
-        name="weibo2018",
-        dataset=DatasetConfig(name="weibo2018"),
-        tokenizer=NgramTokenizerConfig(max_ngram=3, num_buckets=2**20),
-        model=BagOfNgramsConfig(weighting="naive_bayes", smoothing=1.0, naive_bayes_scale=0.0),
-        optimizer=OptimizerConfig(peak_learning_rate=0.01),
-        epochs=5,
+    return weighted_bag(
+        "weibo2018", DatasetConfig(name="weibo2018"), "naive_bayes", max_ngram=3, rate=3.0, epochs=3
     )
 
 
 def waimai_10k() -> RunConfig:
     """Chinese reviews of food deliveries, 9,600 for training."""
-    return RunConfig(
-        name="waimai_10k",
-        dataset=DatasetConfig(name="waimai_10k"),
-        tokenizer=NgramTokenizerConfig(max_ngram=3, num_buckets=2**20),
-        model=BagOfNgramsConfig(weighting="idf", naive_bayes_scale=0.0),
-        optimizer=OptimizerConfig(peak_learning_rate=0.01),
+    return weighted_bag(
+        "waimai_10k", DatasetConfig(name="waimai_10k"), "idf", max_ngram=3, rate=1.0, epochs=5
+    )
+
+
+def online_shopping() -> RunConfig:
+    """Chinese reviews of ten kinds of goods, 50,000 for training."""
+    return weighted_bag(
+        "online_shopping",
+        DatasetConfig(name="online_shopping_10_cats"),
+        "naive_bayes",
+        max_ngram=3,
+        rate=3.0,
         epochs=5,
     )

@@ -1,8 +1,11 @@
 """What is it about: recipes for texts of several topics."""
 
+from dataclasses import replace
+
 from model.config import BagOfNgramsConfig, NgramTokenizerConfig
 from training.config import OptimizerConfig, RunConfig
 from training.datasets.config import DatasetConfig
+from training.recipes.bag import weighted_bag
 
 
 def topics() -> RunConfig:
@@ -36,8 +39,8 @@ def ag_news_sample() -> RunConfig:
     return RunConfig(
         name="ag_news_sample",
         dataset=DatasetConfig(name="ag_news_sample"),
-        tokenizer=NgramTokenizerConfig(max_ngram=2, max_character_ngram=5, num_buckets=2**19),
-        model=BagOfNgramsConfig(naive_bayes_scale=0.1, smoothing=1.0),
+        tokenizer=NgramTokenizerConfig(max_ngram=2, num_buckets=2**19),
+        model=BagOfNgramsConfig(weighting="idf", naive_bayes_scale=0.1, smoothing=1.0, scale=8.0),
         optimizer=OptimizerConfig(peak_learning_rate=0.005),
         epochs=5,
     )
@@ -45,23 +48,14 @@ def ag_news_sample() -> RunConfig:
 
 def thucnews() -> RunConfig:
     """Chinese headlines in ten classes, 45,000 for training."""
-    return RunConfig(
-        name="thucnews",
-        dataset=DatasetConfig(name="thucnews"),
-        tokenizer=NgramTokenizerConfig(max_ngram=3, num_buckets=2**20),
-        model=BagOfNgramsConfig(weighting="idf", naive_bayes_scale=0.0),
-        optimizer=OptimizerConfig(peak_learning_rate=0.01),
-        epochs=5,
+    config = weighted_bag(
+        "thucnews", DatasetConfig(name="thucnews"), "naive_bayes", max_ngram=3, rate=10.0, epochs=5
     )
+    return replace(config, batch_size=64)
 
 
 def newsgroups() -> RunConfig:
     """Posts with headers in twenty groups (20 Newsgroups by date), 11,314 for training."""
-    return RunConfig(
-        name="newsgroups",
-        dataset=DatasetConfig(name="20newsgroups"),
-        tokenizer=NgramTokenizerConfig(max_ngram=1, num_buckets=2**19),
-        model=BagOfNgramsConfig(weighting="idf", naive_bayes_scale=0.0),
-        optimizer=OptimizerConfig(peak_learning_rate=0.01),
-        epochs=8,
+    return weighted_bag(
+        "newsgroups", DatasetConfig(name="20newsgroups"), "idf", max_ngram=1, rate=30.0, epochs=8
     )
