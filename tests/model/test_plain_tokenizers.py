@@ -75,7 +75,8 @@ CASES = {
 
 
 def test_every_tokenizer_is_here():
-    assert {case.split("-")[0] for case in CASES} == set(TOKENIZER_CONFIGS)
+    """But those of presets, which are what KerasHub makes them."""
+    assert {case.split("-")[0] for case in CASES} == set(TOKENIZER_CONFIGS) - {"preset"}
 
 
 def test_bytes_that_are_not_utf8_become_the_marks_that_python_puts():

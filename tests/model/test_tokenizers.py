@@ -45,6 +45,7 @@ CORPUS = [
     "A small story about a cat, and a dog who didn't care.",
 ] * 10
 TEXTS = ["The cat ran home.", "", "猫在公园 睡觉", "zebra 😀 quiz", "the cat", b"cut \xe7\x8c half"]
+OWN = [name for name in TOKENIZERS if name != "preset"]  # whose vocabulary a run makes itself
 MODEL_TYPES = ("unigram", "bpe", "char")
 
 
@@ -465,14 +466,14 @@ def test_a_tokenizer_is_made_of_graph_ops(any_tokenizer):
     assert graph(tf.constant([], tf.string)).to_list() == []
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("name", OWN)
 def test_training_again_gives_the_same_ids(name):
     config = TOKENIZER_CONFIGS[name]()
     first, second = (train_tokenizer(texts, config) for texts in (CORPUS, CORPUS[::-1]))
     assert ids(first, *CORPUS[:3]) == ids(second, *CORPUS[:3])
 
 
-@pytest.mark.parametrize("name", [name for name in TOKENIZERS if name != "bytes"])
+@pytest.mark.parametrize("name", [name for name in OWN if name != "bytes"])
 def test_normalization_is_a_setting(name):
     texts = ["ＣＡＴ cat CAT café cafe\u0301"] * 4
     kinds = {
