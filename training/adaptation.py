@@ -106,7 +106,8 @@ def adapted_table(
         "rate" not in numbers or method == "neighbours" or numbers.get("scaling") == "rms"
         for method, numbers in requests
     )
-    data: Any = load_dataset(learner.config.dataset, learner.config.task) if needs_data else None
+    config = learner.config
+    data: Any = load_dataset(config.dataset, config.task, config.target) if needs_data else None
     results = [{"method": "static", **static_figures(learner, split)}]
     for method, numbers in requests:
         if "rate" not in numbers:

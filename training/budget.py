@@ -124,7 +124,7 @@ def _lengths(timings: list[Timing], seconds: float) -> list[int]:
 def time_stages(config: RunConfig, runs: Path) -> tuple[float, list[Timing]]:
     """Seconds that reading and tokenising take, and what each stage costs; keeps nothing."""
     began = time.perf_counter()
-    data: Any = load_dataset(config.dataset, config.task)
+    data: Any = load_dataset(config.dataset, config.task, config.target)
     timings = []
     with tempfile.TemporaryDirectory() as folder:
         overhead = time.perf_counter() - began

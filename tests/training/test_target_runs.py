@@ -12,7 +12,9 @@ import tensorflow as tf
 
 from training.__main__ import main
 from training.adaptation import adapted_table
+from training.budget import time_stages
 from training.classification import Classifier
+from training.datasets.examples import LabelledTexts
 from training.run import begin_run, load_run
 from training.runs import CALIBRATION_FILE, RESULTS_FILE, SCALE_FILE, read_config, read_json
 
@@ -185,9 +187,20 @@ def test_scores_are_those_of_the_temperature_and_figures_are_not(road):
     assert calibration["after"]["loss"] < calibration["before"]["loss"]
 
 
+def test_a_budget_is_timed_on_the_labels_of_the_target(road, tmp_path):
+    _, folder, run = road
+    _, timings = time_stages(read_config(run), tmp_path)
+    assert len(timings) == 1
+
+
 def test_adapting_at_prediction_time_is_for_one_label_a_text(road):
+    """Neighbours teach in the order of the grades, which by alphabet is another one."""
     target, folder, run = road
     if target == "grade":
+        split = LabelledTexts(["alpha beta", "zeta epsilon"], np.array([0, 2], np.int32))
+        adapted_table(load_run(run), split, run, ["neighbours:rate=0.05,num_neighbours=4"])
+        static, adapted = read_json(run / "adaptation.json")["rows"]
+        assert adapted["loss"] < static["loss"]
         return
     with pytest.raises(ValueError, match=f"target=class or grade.*target={target}"):
         adapted_table(load_run(run), None, run, ["tent"])
