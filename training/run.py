@@ -16,6 +16,7 @@ from training.checkpoints import Checkpoints
 from training.classification import Classifier
 from training.config import CLASSIFICATION, GENERATION, RunConfig, StageConfig
 from training.datasets.catalogue import load_dataset
+from training.datasets.corpus import CorpusData
 from training.datasets.examples import unseen_test_indices
 from training.devices import check_replicas
 from training.ensemble import Ensemble
@@ -70,7 +71,9 @@ def fit_run(
         tf.config.experimental.enable_op_determinism()
     data: Any = load_dataset(config.dataset, config.task, config.target)
     if replicas.is_chief:
-        for line in (*data.notes, *find_leakage(data).lines()):
+        # Of a corpus on disk only samples are here, and equal documents are on one side anyway.
+        leaks = () if isinstance(data, CorpusData) else find_leakage(data).lines()
+        for line in (*data.notes, *leaks):
             logger.info(line)
     learner = begin_run(config, folder, data, replicas)
     rates = [float(rate.numpy()) for rate in dropout_rates(learner.model)]  # as built

@@ -477,7 +477,8 @@ def _describe(corpus: Corpus, found: Sequence[dict[str, Any]], num_documents: in
     return (
         f"{corpus.name}: {corpus.num_bytes / 1e6:,.0f} MB, read from disk in {len(corpus.parts):,} "
         f"parts. Split by a hash of the document: {num_documents:,} to train on, {num_held_out:,} "
-        "held out, of which a sample by hash is used. Repeats are not counted."
+        "held out, of which a sample by hash is used. Repeats are not counted; equal documents "
+        "are on one side."
     )
 
 
