@@ -10,6 +10,7 @@ import pytest
 
 from training.__main__ import parser
 from training.recipes import FIRST_STEPS, RECIPES
+from training.recipes.auto import AUTO
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
@@ -41,7 +42,7 @@ def test_training_commands_in_the_documents_parse(name):
         words = shlex.split(line.partition("#")[0])
         options = parser().parse_args(words[words.index("training") + 1 :])
         recipe = getattr(options, "recipe", None)
-        assert recipe is None or recipe in (*RECIPES, *FIRST_STEPS), line
+        assert recipe is None or recipe in (*RECIPES, *FIRST_STEPS, AUTO), line
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
