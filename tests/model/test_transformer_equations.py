@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import transformer_papers as papers
+from transformer_papers import DECODERS, ENCODERS, LABELS, ROWS, VOCABULARY, padded
 
 from model.attention import CrossAttention, SelfAttention
 from model.catalogue import build_model
@@ -117,32 +118,6 @@ def test_cross_attention_and_its_gradients():
 # Whole networks -----------------------------------------------------------------------------------
 
 SIZES = {"num_layers": 2, "width": 12, "num_heads": 2, "inner_width": 7, "dropout": 0.0}
-NANOGPT = {"positions": "learned", "bias": False, "initialization": "gpt2"}
-FREE = {
-    "normalization": "rms",
-    "activation": "relu_squared",
-    "qk_norm": True,
-    "bias": False,
-    "tied_head": False,
-    "value_embeddings": True,
-    "logit_cap": 3.0,
-}
-DECODERS = {
-    "default": {},
-    "nanogpt": NANOGPT,
-    "free": FREE,
-    "alibi-swiglu": {"positions": "alibi", "activation": "swiglu", "num_heads": 3},
-    "sinusoidal-normed": {"positions": "sinusoidal", "qk_norm": True},
-    "none-rms": {"positions": "none", "normalization": "rms"},
-}
-ENCODERS = {
-    "learned-swiglu": {"positions": "learned", "activation": "swiglu", "max_positions": 4},
-    "alibi-rms": {"positions": "alibi", "normalization": "rms", "qk_norm": True},
-    "sinusoidal-relu": {"positions": "sinusoidal", "activation": "relu_squared", "bias": False},
-    "none": {"positions": "none", "initialization": "gpt2"},
-}
-VOCABULARY, LABELS = 11, 3
-ROWS = [[3, 7, 9, 4, 10, 2], [5], [8, 2, 8]]
 
 
 def network(kind, name):
@@ -157,11 +132,6 @@ def network(kind, name):
     for variable in model.trainable_variables:
         variable.assign(variable.numpy() + rng.normal(scale=0.3, size=variable.shape))
     return config, model
-
-
-def padded(rows):
-    length = max(map(len, rows))
-    return np.array([row + [0] * (length - len(row)) for row in rows], np.int32)
 
 
 @pytest.mark.parametrize(

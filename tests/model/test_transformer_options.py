@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_transformer_equations import DECODERS, ENCODERS, LABELS, ROWS, VOCABULARY, padded
+from transformer_papers import DECODERS, ENCODERS, LABELS, ROWS, VOCABULARY, padded
 
 from model.catalogue import build_model, construct
 from model.config import TransformerDecoderConfig, TransformerEncoderConfig
@@ -245,11 +245,10 @@ def test_an_export_reads_and_writes_as_the_networks_do(tmp_path):
         archive.track(model)
         archive.add_endpoint(f"decoder-{name}", writes(model), [steps, lengths])
         expected[f"decoder-{name}"] = writes(model)(tokens, rows).numpy()
-    for name in ENCODERS:
-        model = with_random_weights(encoder(name, num_layers=1))
-        archive.track(model)
-        archive.add_endpoint(f"encoder-{name}", model.call, [steps])
-        expected[f"encoder-{name}"] = model(tokens).numpy()
+    model = with_random_weights(encoder("learned-swiglu", num_layers=1))
+    archive.track(model)
+    archive.add_endpoint("encoder", model.call, [steps])
+    expected["encoder"] = model(tokens).numpy()
     archive.write_out(str(tmp_path / "export"), verbose=False)
     loaded = tf.saved_model.load(tmp_path / "export")
     for name, logits in expected.items():

@@ -1,11 +1,45 @@
 """The Transformers' equations in plain NumPy, float64, one row, one head, one target at a time.
 
-Weights come by the path of the variable within its network. Axes: T targets, S sources, D width.
+Weights come by the path of the variable within its network. Axes: T targets, S sources, H head
+size, D width.
 """
 
 import math
 
 import numpy as np
+
+# Options of TransformerDecoderConfig and TransformerEncoderConfig, each of them in one at least.
+NANOGPT = {"positions": "learned", "bias": False, "initialization": "gpt2"}
+FREE = {
+    "normalization": "rms",
+    "activation": "relu_squared",
+    "qk_norm": True,
+    "bias": False,
+    "tied_head": False,
+    "value_embeddings": True,
+    "logit_cap": 3.0,
+}
+DECODERS = {
+    "default": {},
+    "nanogpt": NANOGPT,
+    "free": FREE,
+    "alibi-swiglu": {"positions": "alibi", "activation": "swiglu", "num_heads": 3},
+    "sinusoidal-normed": {"positions": "sinusoidal", "qk_norm": True},
+    "none-rms": {"positions": "none", "normalization": "rms"},
+}
+ENCODERS = {
+    "learned-swiglu": {"positions": "learned", "activation": "swiglu", "max_positions": 4},
+    "alibi-rms": {"positions": "alibi", "normalization": "rms", "qk_norm": True},
+    "sinusoidal-relu": {"positions": "sinusoidal", "activation": "relu_squared", "bias": False},
+    "none": {"positions": "none", "initialization": "gpt2"},
+}
+VOCABULARY, LABELS = 11, 3
+ROWS = [[3, 7, 9, 4, 10, 2], [5], [8, 2, 8]]
+
+
+def padded(rows):
+    length = max(map(len, rows))
+    return np.array([row + [0] * (length - len(row)) for row in rows], np.int32)
 
 
 def softmax(x):
