@@ -17,8 +17,8 @@ class BagOfNgrams(keras.Model):
     logits = scale * sum_i u_i W[ngram_i] / ||u|| + b. `weighting` says what u is: 1 for every
     n-gram; `idf`, ln((1 + N) / (1 + n)) + 1 for one that n of N training texts have (as
     scikit-learn's TfidfVectorizer); or `naive_bayes`, its largest log-count ratio (Wang & Manning,
-    2012, sec. 2.3, of any number of labels). By the last two, n-grams that training never saw
-    count nothing.
+    2012, sec. 2.3, of any number of labels). By the last two, n-grams that fewer
+    than `min_texts` training texts have count nothing.
 
     `adapt` finds u and starts W from the log-count ratios (their eq. 2, for each label against the
     mean of all); training goes on from there: with few examples it begins where naive Bayes ends.
@@ -99,12 +99,14 @@ class BagOfNgrams(keras.Model):
     def _start(self, rows: Sequence[np.ndarray], ratio: np.ndarray, weights: np.ndarray) -> None:
         """Sets W to `weights` (V, K), scaled, and u by `ratio` (V, labels) or by who has what."""
         self.weight.embeddings.assign(self.config.naive_bayes_scale * weights)
+        if self.ngram_weight is None:
+            return
+        num_texts = np.bincount(np.concatenate(rows), minlength=self.vocabulary_size)
         if self.config.weighting == "idf":
-            num_texts = np.bincount(np.concatenate(rows), minlength=self.vocabulary_size)
-            idf = np.log((1 + len(rows)) / (1 + num_texts)) + 1
-            self.ngram_weight.assign(idf * (num_texts > 0))
-        elif self.config.weighting == "naive_bayes":
-            self.ngram_weight.assign(np.abs(ratio).max(axis=1))
+            weight = np.log((1 + len(rows)) / (1 + num_texts)) + 1
+        else:
+            weight = np.abs(ratio).max(axis=1)
+        self.ngram_weight.assign(weight * (num_texts >= self.config.min_texts))
 
     def _log_count_ratios(
         self, rows: Sequence[np.ndarray], labels: np.ndarray, num_labels: int

@@ -544,6 +544,13 @@ NEEDS_OF_RUN: dict[str, _RunNeed] = {
         ),
         "a strategy without dp_sgd, whose epsilon would not count what is seen for it",
     ),
+    "model.min_texts": (
+        lambda run: (
+            getattr(run.model, "weighting", "none") != "none"
+            and not is_private(resolve(run.strategy))
+        ),
+        "model.weighting other than none, and a strategy without dp_sgd",
+    ),
     "model.smoothing": (
         _counts_by_label,
         "model.naive_bayes_scale above 0 or model.weighting=naive_bayes, a target other than "

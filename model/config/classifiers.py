@@ -30,6 +30,7 @@ class BagOfNgramsConfig:
     kind: ClassVar[str] = signatures.CLASSIFIER
     tokenizers: ClassVar[tuple[str, ...]] = ("ngram", "word")  # that it reads
     weighting: str = "none"  # of an n-gram: idf, its rareness; naive_bayes, how much it tells
+    min_texts: int = 1  # with a weighting: an n-gram that fewer training texts have counts nothing
     naive_bayes_scale: float = 0.3  # 1 starts as naive Bayes, 0 from nothing, between: milder
     smoothing: float = 0.3  # added to every count before the logarithm
     scale: float = 4.0  # of the normalised sum, so that logits can grow with small weights
@@ -43,6 +44,7 @@ class BagOfNgramsConfig:
             f"one of {', '.join(WEIGHTINGS)}",
             self.weighting,
         )
+        check_positive("model.min_texts", self.min_texts)
         require(
             self.naive_bayes_scale >= 0,
             "model.naive_bayes_scale",

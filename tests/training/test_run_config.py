@@ -812,7 +812,7 @@ def test_what_a_recipe_leaves_idle_is_no_mistake():
 def test_only_settings_that_there_are_need_others():
     names = {name for name, _ in leaves(small())} | {"optimizer.clip_norm"}
     assert set(NEEDS) <= names
-    of_bag = ("ngram_dropout", "naive_bayes_scale", "smoothing", "weighting")
+    of_bag = ("ngram_dropout", "naive_bayes_scale", "smoothing", "weighting", "min_texts")
     of_other_models = {f"model.{name}" for name in of_bag}
     assert set(NEEDS_OF_RUN) - of_other_models - {"tokenizer.min_character_ngram"} <= names
     assert {n for n, _ in leaves(recipe("sentiment"))} >= of_other_models

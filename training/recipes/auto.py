@@ -13,6 +13,7 @@ from training.datasets.config import DatasetConfig
 from training.recipes.bag import weighted_bag
 
 AUTO = "auto"
+_LONG = 128  # tokens
 MAX_WEIGHTS = 2**24  # of a bag: its buckets times the labels
 
 
@@ -27,19 +28,25 @@ def candidates(
     """
     epochs = min(max(round(60_000 / num_texts), 5), 30)  # few texts need many passes
     buckets = min(2**20, 2 ** (MAX_WEIGHTS // num_labels).bit_length() // 2)
-    if is_spaced:
-        ngrams = NgramTokenizerConfig(max_ngram=2, max_character_ngram=5, num_buckets=buckets)
-    else:
-        ngrams = NgramTokenizerConfig(max_ngram=3, num_buckets=buckets)
+    # Long texts say enough by their words. Most of their n-grams occur once, weigh most by idf and
+    # tell nothing; and of so many each needs a higher rate.
+    is_long = num_tokens > _LONG
+    ngrams = NgramTokenizerConfig(
+        max_ngram=2 if is_spaced else 3,
+        max_character_ngram=5 if is_spaced and not is_long else 0,
+        num_buckets=buckets,
+    )
+    rate = (5.0 if num_labels == 2 else 15.0) * (3.0 if is_long else 1.0)
     words = WordTokenizerConfig(max_tokens=num_tokens)
 
     def bag(weighting: str, rate: float) -> RunConfig:
         config = weighted_bag(weighting, dataset, weighting, max_ngram=1, rate=rate, epochs=epochs)
-        return replace(config, tokenizer=ngrams)
+        model = replace(config.model, min_texts=2 if is_long else 1)
+        return replace(config, tokenizer=ngrams, model=model)
 
     return {
-        "idf": bag("idf", 5.0 if num_labels == 2 else 20.0),
-        "naive_bayes": bag("naive_bayes", 3.0 if num_labels == 2 else 10.0),
+        "idf": bag("idf", rate),
+        "naive_bayes": bag("naive_bayes", rate / 2),
         "convolution": RunConfig(
             name="convolution",
             dataset=dataset,

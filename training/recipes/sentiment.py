@@ -1,5 +1,7 @@
 """Is it praise or blame: recipes for two-class texts."""
 
+from dataclasses import replace
+
 from model.config import (
     BagOfNgramsConfig,
     GatedConvolutionConfig,
@@ -118,14 +120,11 @@ def sst5() -> RunConfig:
 
 def imdb() -> RunConfig:
     """Whole film reviews (Maas et al., 2011), 20,000 for training."""
-    return RunConfig(
-        name="imdb",
-        dataset=DatasetConfig(name="imdb"),
-        tokenizer=NgramTokenizerConfig(max_ngram=2, num_buckets=2**20),
-        model=BagOfNgramsConfig(naive_bayes_scale=0.0, ngram_dropout=0.2),
-        optimizer=OptimizerConfig(peak_learning_rate=0.01),
-        epochs=4,
+    config = weighted_bag(
+        "imdb", DatasetConfig(name="imdb"), "naive_bayes", max_ngram=3, rate=30.0, epochs=3
     )
+    ngrams = NgramTokenizerConfig(max_ngram=3, num_buckets=2**22)
+    return replace(config, tokenizer=ngrams, batch_size=64)
 
 
 def chnsenticorp() -> RunConfig:

@@ -23,15 +23,10 @@ def topics() -> RunConfig:
 
 def tnews() -> RunConfig:
     """Chinese headlines in 15 classes (CLUE), 53,360 for training; tested on the labelled dev."""
-    return RunConfig(
-        name="tnews",
-        dataset=DatasetConfig(name="tnews"),
-        tokenizer=NgramTokenizerConfig(max_ngram=3, num_buckets=2**20),
-        model=BagOfNgramsConfig(ngram_dropout=0.7),
-        optimizer=OptimizerConfig(peak_learning_rate=0.002),
-        batch_size=64,
-        epochs=4,
+    config = weighted_bag(
+        "tnews", DatasetConfig(name="tnews"), "idf", max_ngram=3, rate=10.0, epochs=3
     )
+    return replace(config, batch_size=64)
 
 
 def ag_news_sample() -> RunConfig:
