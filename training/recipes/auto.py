@@ -1,6 +1,7 @@
 """What `fit auto` tries on texts that it knows nothing of."""
 
 from dataclasses import replace
+from typing import Any
 
 from model.config import (
     GatedConvolutionConfig,
@@ -41,7 +42,8 @@ def candidates(
 
     def bag(weighting: str, rate: float) -> RunConfig:
         config = weighted_bag(weighting, dataset, weighting, max_ngram=1, rate=rate, epochs=epochs)
-        model = replace(config.model, min_texts=2 if is_long else 1)
+        model: Any = config.model
+        model = replace(model, min_texts=2 if is_long else 1)
         return replace(config, tokenizer=ngrams, model=model)
 
     return {
