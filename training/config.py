@@ -579,8 +579,8 @@ NEEDS_OF_RUN: dict[str, _RunNeed] = {
         "model.positions=learned",
     ),
     "tokenizer.max_tokens": (
-        lambda run: run.task == CLASSIFICATION,
-        "a model that classifies, as one that writes reads its documents whole",
+        lambda run: run.task != GENERATION,
+        "a model that does not write: one that does reads its documents whole",
     ),
     "tokenizer.min_character_ngram": (
         lambda run: getattr(run.tokenizer, "max_character_ngram", 0) > 0,

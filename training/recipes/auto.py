@@ -1,7 +1,6 @@
 """What `fit auto` tries on texts that it knows nothing of."""
 
 from dataclasses import replace
-from typing import Any
 
 from model.config import (
     GatedConvolutionConfig,
@@ -28,6 +27,7 @@ def candidates(
     n-grams small, takes the place of an L2 penalty.
     """
     epochs = min(max(round(60_000 / num_texts), 5), 30)  # few texts need many passes
+    few_epochs = max(epochs // 2, 4)  # of networks, which know them by heart sooner
     buckets = min(2**20, 2 ** (MAX_WEIGHTS // num_labels).bit_length() // 2)
     # Long texts say enough by their words. Most of their n-grams occur once, weigh most by idf and
     # tell nothing; and of so many each needs a higher rate.
@@ -41,10 +41,16 @@ def candidates(
     words = WordTokenizerConfig(max_tokens=num_tokens)
 
     def bag(weighting: str, rate: float) -> RunConfig:
-        config = weighted_bag(weighting, dataset, weighting, max_ngram=1, rate=rate, epochs=epochs)
-        model: Any = config.model
-        model = replace(model, min_texts=2 if is_long else 1)
-        return replace(config, tokenizer=ngrams, model=model)
+        config = weighted_bag(
+            weighting,
+            dataset,
+            weighting,
+            max_ngram=1,
+            min_texts=2 if is_long else 1,
+            rate=rate,
+            epochs=epochs,
+        )
+        return replace(config, tokenizer=ngrams)
 
     return {
         "idf": bag("idf", rate),
@@ -55,7 +61,7 @@ def candidates(
             tokenizer=words,
             model=GatedConvolutionConfig(dropout=0.4),
             optimizer=OptimizerConfig(peak_learning_rate=1e-3, embedding_rate_factor=3.0),
-            epochs=epochs,
+            epochs=few_epochs,
         ),
         "transformer": RunConfig(
             name="transformer",
@@ -68,6 +74,6 @@ def candidates(
                 weight_decay=0.01,
                 embedding_rate_factor=3.0,
             ),
-            epochs=epochs,
+            epochs=few_epochs,
         ),
     }

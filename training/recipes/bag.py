@@ -6,7 +6,14 @@ from training.datasets.config import DatasetConfig
 
 
 def weighted_bag(
-    name: str, dataset: DatasetConfig, weighting: str, *, max_ngram: int, rate: float, epochs: float
+    name: str,
+    dataset: DatasetConfig,
+    weighting: str,
+    *,
+    max_ngram: int,
+    min_texts: int = 1,
+    rate: float,
+    epochs: float,
 ) -> RunConfig:
     """Logistic regression on texts as weighted vectors of length 1, by plain SGD.
 
@@ -14,12 +21,17 @@ def weighted_bag(
     penalty is for elsewhere. AdamW moves it as far as any other and learns the rare by heart
     (weibo2018: 85.2 % instead of 88.1 % on validation).
     """
+    smoothing = {"smoothing": 1.0} if weighting == "naive_bayes" else {}  # of counts by label
     return RunConfig(
         name=name,
         dataset=dataset,
         tokenizer=NgramTokenizerConfig(max_ngram=max_ngram, num_buckets=2**20),
         model=BagOfNgramsConfig(
-            weighting=weighting, naive_bayes_scale=0.0, smoothing=1.0, ngram_dropout=0.0
+            weighting=weighting,
+            min_texts=min_texts,
+            naive_bayes_scale=0.0,
+            ngram_dropout=0.0,
+            **smoothing,
         ),
         strategy="sgd",
         optimizer=OptimizerConfig(peak_learning_rate=rate, clip_norm=None),

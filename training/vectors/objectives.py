@@ -66,6 +66,7 @@ class Windows:
     """Skip-gram and CBOW: which words stand together, and which noise does not."""
 
     unit = "pairs"
+    correct = None
 
     def __init__(self, learner: Any, data: Any, *, stage: StageConfig, seed: int):
         self.learner, self.loss = learner, learner.loss
@@ -97,6 +98,7 @@ class CoOccurrences(Windows):
     """GloVe: how often words stand together."""
 
     unit = "cells"
+    correct = None
 
     def __init__(self, learner: Any, data: Any, *, stage: StageConfig, seed: int):
         super().__init__(learner, data, stage=stage, seed=seed)
