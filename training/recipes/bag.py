@@ -1,5 +1,7 @@
 """A bag of weighted n-grams, as several recipes have it."""
 
+from typing import Any
+
 from model.config import BagOfNgramsConfig, NgramTokenizerConfig
 from training.config import OptimizerConfig, RunConfig
 from training.datasets.config import DatasetConfig
@@ -21,7 +23,7 @@ def weighted_bag(
     penalty is for elsewhere. AdamW moves it as far as any other and learns the rare by heart
     (weibo2018: 85.2 % instead of 88.1 % on validation).
     """
-    smoothing = {"smoothing": 1.0} if weighting == "naive_bayes" else {}  # of counts by label
+    smoothing: dict[str, Any] = {"smoothing": 1.0} if weighting == "naive_bayes" else {}
     return RunConfig(
         name=name,
         dataset=dataset,
