@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from model.config.transformers import BlocksConfig
 from model.positions import alibi, rotary
+from model.products import Dense, product, product_type
 
 Cache = tuple[tf.Tensor, tf.Tensor]
 
@@ -63,7 +64,7 @@ class SelfAttention(keras.layers.Layer):
         bias = None
         if self.config.positions == "alibi":
             bias = alibi(position, tf.shape(k)[2], self.num_heads)
-        y = self.output_projection(_attend(q, k, v, may_attend, bias))
+        y = self.output_projection(_attend(q, k, v, may_attend, product_type(self), bias))
         return y if cache is None else (y, cache)
 
 
@@ -103,27 +104,26 @@ class CrossAttention(keras.layers.Layer):
         B, T = tf.shape(x)[0], tf.shape(x)[1]
         q = tf.reshape(self.query(x), [B, T, self.num_heads, self.head_size])
         q = tf.transpose(q, [0, 2, 1, 3])  # (B, N, T, H)
-        return self.output_projection(_attend(q, k, v, may_attend))
+        return self.output_projection(_attend(q, k, v, may_attend, product_type(self)))
 
 
-def _attend(q, k, v, may_attend, bias=None):
+def _attend(q, k, v, may_attend, factors=None, bias=None):
     """Scaled dot-product attention, eq. 1: (B, N, T, H) over (B, N, S, H) twice -> (B, T, D).
 
-    `bias` float32, broadcastable to (B, N, T, S), is added to the scores.
+    `bias` float32, broadcastable to (B, N, T, S), is added to the scores; `factors` is the type
+    that those of products are rounded to.
     """
-    scores = tf.matmul(q, k, transpose_b=True) * q.shape[-1] ** -0.5  # (B, N, T, S)
+    scores = product(q, k, factors, transpose_b=True) * q.shape[-1] ** -0.5  # (B, N, T, S)
     scores = tf.cast(scores, tf.float32)
     if bias is not None:
         scores += bias
     scores = tf.where(may_attend, scores, tf.float32.min)
     weights = tf.cast(tf.nn.softmax(scores), v.dtype)  # softmax in float32 under any policy
-    y = tf.transpose(tf.matmul(weights, v), [0, 2, 1, 3])  # (B, T, N, H)
+    y = tf.transpose(product(weights, v, factors), [0, 2, 1, 3])  # (B, T, N, H)
     return tf.reshape(y, [tf.shape(y)[0], tf.shape(y)[1], q.shape[1] * q.shape[-1]])
 
 
-def dense(
-    config: BlocksConfig, units: int, *, is_last: bool = False, **settings
-) -> keras.layers.Dense:
+def dense(config: BlocksConfig, units: int, *, is_last: bool = False, **settings) -> Dense:
     """A layer of a block; with `initialization="gpt2"` as Radford et al. (2019, sec. 2.3) start it.
 
     `is_last` says that it ends a residual branch: its deviation is divided by the root of how many
@@ -132,7 +132,7 @@ def dense(
     if config.initialization == "gpt2":
         stddev = 0.02 / (2 * config.num_layers) ** 0.5 if is_last else 0.02
         settings["kernel_initializer"] = keras.initializers.RandomNormal(stddev=stddev)
-    return keras.layers.Dense(units, **settings)
+    return Dense(units, **settings)
 
 
 def rms_norm(name: str) -> keras.layers.RMSNormalization:

@@ -15,6 +15,7 @@ from model.gated_convolution import GatedConvolution
 from model.heads import Graded
 from model.hierarchical import Hierarchical
 from model.presets import PresetClassifier, PresetGenerator
+from model.products import policy_of
 from model.recurrent import Recurrent, RecurrentLanguageModel, ULMFiTLSTM
 from model.text_cnn import TextCNN
 from model.tokenizers.presets import Preset
@@ -97,7 +98,7 @@ def construct(
     # set_random_seed would also reset TensorFlow's, and with it every SentencePiece resource.
     state, policy = random.getstate(), keras.config.dtype_policy()
     random.seed(seed)
-    keras.config.set_dtype_policy(precision)
+    keras.config.set_dtype_policy(policy_of(precision))
     try:
         model = make()
         model(*inputs)

@@ -24,7 +24,9 @@ class Dropout(keras.layers.Layer):
     An input without steps, (B, D), has nothing to share: every kind is elementwise there.
 
     `rate` is a float32 variable that no gradient reaches, in [0, 1), so a schedule can move it
-    while training. The draws come from a seed generator among the layer's variables. To compute
+    while training. A layer made with rate 0 draws nothing, which a small network would spend a
+    tenth of its update on, before `let_rates_move` has told it that its rate may become another.
+    The draws come from a seed generator among the layer's variables. To compute
     the same mask twice, draw `seed = layer.next_seed()` once and call `layer(x, seed=seed,
     training=True)`, which then changes no state.
     """
@@ -35,6 +37,7 @@ class Dropout(keras.layers.Layer):
             raise ValueError(f"kind must be one of {', '.join(DROPOUT_KINDS)}. Received: {kind!r}")
         self.kind = kind
         self.supports_masking = True  # or Keras warns of a mask that would go no further
+        self.may_drop = rate > 0
         self.rate = self.add_weight(
             shape=(),
             initializer=keras.initializers.Constant(rate),
@@ -52,13 +55,15 @@ class Dropout(keras.layers.Layer):
             seed ^= zlib.crc32(self.name.encode())
         self.seed_generator = SeedsOfReplicas(seed)
 
-    def next_seed(self) -> tf.Tensor:
-        """int32 (2,), another one at every call, and on every replica."""
+    def next_seed(self) -> tf.Tensor | None:
+        """int32 (2,), another one at every call, and on every replica; None: nothing to draw."""
+        if not self.may_drop:
+            return None
         seed = self.seed_generator.next()  # int64; stateless ops want int32 to run with XLA
         return tf.cast(tf.math.floormod(seed, tf.int32.max - 1), tf.int32)
 
     def call(self, x, seed=None, training=False):
-        if not training:
+        if not (training and self.may_drop):
             return x
         seed = self.next_seed() if seed is None else seed
         rate = tf.convert_to_tensor(self.rate)
@@ -115,6 +120,13 @@ def draw_apart(model: keras.Model, number: int) -> None:
         if variable.name == "seed_generator_state":
             seed, count = variable.numpy()
             variable.assign([seed + number * _BETWEEN_REPLICAS, count])
+
+
+def let_rates_move(model: keras.Model) -> None:
+    """Before a graph is traced in which the rates of `model` follow a schedule."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, Dropout):
+            layer.may_drop = True
 
 
 def dropout_rates(model: keras.Model) -> list[keras.Variable]:

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from model.products import product, product_type
+
 
 def tied_logits(x: tf.Tensor, embedding: keras.layers.Embedding) -> tf.Tensor:
     """Logits float32 (..., V) of hidden states `x` (..., D): the head is the embedding, transposed.
@@ -13,7 +15,8 @@ def tied_logits(x: tf.Tensor, embedding: keras.layers.Embedding) -> tf.Tensor:
     Press & Wolf (2017). The product is computed in the type of `x`, the sum handed on in float32.
     """
     weights = tf.cast(embedding.embeddings, x.dtype)  # (V, D)
-    flat = tf.matmul(tf.reshape(x, [-1, weights.shape[1]]), weights, transpose_b=True)
+    rows = tf.reshape(x, [-1, weights.shape[1]])
+    flat = product(rows, weights, product_type(embedding), transpose_b=True)
     shape = tf.concat([tf.shape(x)[:-1], [weights.shape[0]]], axis=0)
     return tf.cast(tf.reshape(flat, shape), tf.float32)
 

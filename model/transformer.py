@@ -12,6 +12,7 @@ from model.config.transformers import BlocksConfig
 from model.dropout import Dropout
 from model.heads import tied_logits
 from model.positions import sinusoidal
+from model.products import Dense
 
 
 class Block(keras.layers.Layer):
@@ -159,7 +160,7 @@ class TransformerDecoder(keras.Model):
         self.dropout = Dropout(config.dropout, kind_outside_branches(config), name="dropout")
         self.head = None
         if not config.tied_head:
-            self.head = keras.layers.Dense(
+            self.head = Dense(
                 vocabulary_size,
                 use_bias=False,
                 kernel_initializer=small_normal(),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from model.dropout import dropout_rates
+from model.dropout import dropout_rates, let_rates_move
 from model.lora import add_lora, merge_lora
 from training.checkpoints import Checkpoints
 from training.config import (
@@ -119,6 +119,8 @@ def build_stage(
     batches = build_batches(
         objectives, config, max_tokens=config.max_tokens, num_updates=num_updates, **settings
     )
+    if config.dropout is not None:
+        let_rates_move(learner.model)
     plain, lora = list(learner.model.variables), []
     replicas = replicas or Replicas()
     if config.lora_rank:

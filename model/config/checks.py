@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")  # of products and activations
+BFLOAT16_PRODUCTS = "bfloat16_products"  # float32, but for the factors of matrix products
+PRECISIONS = ("float32", BFLOAT16_PRODUCTS, "mixed_bfloat16", "mixed_float16")
 DROPOUT_KINDS = ("elementwise", "locked", "token", "layer")
 CELLS = ("rnn", "lstm", "peephole_lstm", "gru", "gru_reset_before")  # of `model.cells`
 POOLINGS = ("max", "mean", "last", "attention")

@@ -8,7 +8,7 @@ import tensorflow as tf
 from model.catalogue import CLASSIFIERS, GENERATORS, build_model
 from model.config import MODEL_CONFIGS, TransformerDecoderConfig
 from model.config.checks import DROPOUT_KINDS
-from model.dropout import Dropout, dropout_rates
+from model.dropout import Dropout, dropout_rates, let_rates_move
 
 SHAPE = (40, 6, 25)  # (B, T, D)
 # Which axes share one draw.
@@ -47,6 +47,7 @@ class TestEveryKind:
 
     def test_a_rate_assigned_later_counts_in_the_graph_already_traced(self, kind):
         layer = Dropout(0.0, kind)
+        let_rates_move(layer)
         run = tf.function(lambda x: layer(x, training=True))
         x = tf.ones(SHAPE)
         assert (run(x).numpy() == 1).all()
@@ -104,6 +105,17 @@ def test_half_precision_keeps_its_type_and_the_rate_its_own(policy):
     assert abs(float(tf.reduce_mean(tf.cast(y == 0, tf.float32))) - 0.3) < 0.03
 
 
+def test_a_layer_without_dropout_draws_nothing_until_its_rate_may_move():
+    layer, x = Dropout(0.0), tf.ones(SHAPE)
+    state = layer.seed_generator.state.numpy()
+    graph = tf.function(lambda x: layer(x, training=True)).get_concrete_function(x).graph
+    assert not [op for op in graph.get_operations() if "Random" in op.type]
+    layer(x, seed=layer.next_seed(), training=True)
+    np.testing.assert_array_equal(layer.seed_generator.state, state)
+    let_rates_move(layer)
+    assert layer.next_seed() is not None
+
+
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="kind must be one of elementwise, locked.*'columns'"):
         Dropout(0.1, "columns")
@@ -146,6 +158,7 @@ def test_gradients_of_examples_can_be_vectorised_through_dropout(recompute):
         num_layers=1, width=8, num_heads=2, inner_width=8, dropout=0.0, recompute=recompute
     )
     model = build_model(config, 20, seed=0)
+    let_rates_move(model)
     tokens = np.array([[3, 7, 9], [5, 2, 11]], np.int32)
     values = [variable.value for variable in model.trainable_variables]
 

@@ -55,3 +55,33 @@ def tang_poems() -> RunConfig:
         evaluate_every=250,
         patience=0,
     )
+
+
+def shakespeare_nanogpt() -> RunConfig:
+    """Tiny Shakespeare by the network of nanoGPT's setting for a CPU, moved by Muon."""
+    return RunConfig(
+        name="shakespeare_nanogpt",
+        dataset=DatasetConfig(name="tinyshakespeare"),
+        tokenizer=SentencePieceTokenizerConfig(model_type="char", vocabulary_size=100),
+        model=TransformerDecoderConfig(
+            num_layers=4,
+            num_heads=4,
+            width=128,
+            inner_width=512,
+            context_length=64,
+            positions="learned",
+            bias=False,
+            initialization="gpt2",
+            dropout=0.0,
+        ),
+        strategy="muon",
+        optimizer=OptimizerConfig(
+            peak_learning_rate=0.02, schedule="cosine(end=0.1, warmup=100)", weight_decay=0.01
+        ),
+        batch_size=12,
+        max_updates=2_000,
+        evaluate_every=500,
+        patience=0,
+        updates_per_call=16,
+        precision="bfloat16_products",
+    )

@@ -1,0 +1,56 @@
+"""Matrix products of bfloat16 factors in a network that is float32 everywhere else.
+
+A processor that multiplies bfloat16 gains most of what mixed precision gains, while activations,
+norms, softmax, weights and their sums keep all of their bits. Not with XLA on a processor, which
+multiplies bfloat16 no faster. Axes: D inputs, K outputs.
+"""
+
+import keras
+import tensorflow as tf
+
+from model.config.checks import BFLOAT16_PRODUCTS
+
+
+class ProductsPolicy(keras.DTypePolicy):
+    """Keras' float32 for a layer, whose products round their factors to `product_type`."""
+
+    product_type = tf.bfloat16
+
+    def __init__(self):
+        super().__init__("float32")
+
+
+def policy_of(precision: str) -> keras.DTypePolicy:
+    """What layers are made with under a precision of `model.config.checks.PRECISIONS`."""
+    return ProductsPolicy() if precision == BFLOAT16_PRODUCTS else keras.DTypePolicy(precision)
+
+
+def product_type(layer: keras.layers.Layer) -> tf.DType | None:
+    """The type that the factors of a layer's products are rounded to; None: they stay as is."""
+    return getattr(layer.dtype_policy, "product_type", None)
+
+
+def product(a: tf.Tensor, b: tf.Tensor, factors: tf.DType | None = None, **settings) -> tf.Tensor:
+    """`tf.matmul` with its factors rounded to the type `factors`; float of the type of `a`.
+
+    The gradient's products round theirs alike.
+    """
+    if factors is None:
+        return tf.matmul(a, b, **settings)
+    return tf.cast(tf.matmul(tf.cast(a, factors), tf.cast(b, factors), **settings), a.dtype)
+
+
+class Dense(keras.layers.Dense):
+    """Keras' layer: `x` float (..., D) -> float (..., K), its product as its policy says."""
+
+    def call(self, x, training=None):
+        factors = product_type(self)
+        if factors is None:
+            return super().call(x, training=training)
+        kernel = tf.convert_to_tensor(self.kernel)
+        flat = product(tf.reshape(x, [-1, kernel.shape[0]]), kernel, factors)
+        y = tf.reshape(flat, tf.concat([tf.shape(x)[:-1], [self.units]], 0))
+        y = tf.ensure_shape(y, [*x.shape[:-1], self.units])
+        if self.bias is not None:
+            y = y + self.bias
+        return y if self.activation is None else self.activation(y)
