@@ -51,7 +51,7 @@ RATE = "optimizer.peak_learning_rate=0.01"
             "bert",
             ["epochs=2", RATE, "lora_rank=2", "lora_layers=query/kernel", "trainable=logits"],
         ),
-        ("in_full", "gpt2", ["epochs=2", RATE]),
+        ("in_full", "bert", ["epochs=2", RATE]),
     ],
 )
 def test_a_classifier_is_tuned_exported_and_answers_alike(places, name, preset, settings, capsys):
