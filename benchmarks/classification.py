@@ -43,6 +43,7 @@ from training.run import fit_run
 from training.runs import RESULTS_FILE, read_json, write_json
 
 LONG, SHORT = 1200.0, 60.0  # seconds
+COLUMNS = {"long": LONG, "short": SHORT}
 # A word, one Chinese character, or one mark: what a text has to offer in either language.
 TOKEN = r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+|[^\w\s]"
 
@@ -126,14 +127,20 @@ def results_of_peer(name: str, config, runs: Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def rows_of(name: str, num_seeds: int, runs: Path, *, with_peers: bool) -> list[list[str]]:
-    goal, figures = GOALS[name], []
-    for seconds in (LONG, SHORT):
-        figures.append([results_within(goal, seed, seconds, runs) for seed in range(num_seeds)])
-    long, short = figures
-    how = "auto: " + " + ".join(long[0]["members"]) if "members" in long[0] else goal.recipe
+def rows_of(
+    name: str, num_seeds: int, runs: Path, *, columns: list[str], with_peers: bool
+) -> list[list[str]]:
+    goal, how, cells = GOALS[name], GOALS[name].recipe, []
+    for column, seconds in COLUMNS.items():
+        if column not in columns:
+            cells += ["", "", ""]
+            continue
+        found = [results_within(goal, seed, seconds, runs) for seed in range(num_seeds)]
+        if "members" in found[0]:
+            how = "auto: " + " + ".join(found[0]["members"])
+        cells += _cells(found)
     target = f"{goal.target:.1f}" if goal.target else ""
-    rows = [[name, how, goal.reference, target, *_cells(long), *_cells(short)]]
+    rows = [[name, how, goal.reference, target, *cells]]
     for who in peers() if with_peers else ():
         found = results_of_peer(who, recipe(goal.recipe), runs)
         rows.append([name, who, "", "", *_cells([found]), "", "", ""])
@@ -158,6 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("sets", nargs="*", choices=[*GOALS, []], help="all of them")
     parser.add_argument("--seeds", type=int, default=3, help="runs for each figure (3)")
+    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS))
     parser.add_argument("--peers", action="store_true", help="scikit-learn's beside it")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="are kept here")
     options = parser.parse_args()
@@ -175,7 +183,13 @@ def main() -> None:
     )
     print("|---" * 10 + "|", flush=True)
     for name in names:
-        for row in rows_of(name, options.seeds, options.runs, with_peers=options.peers):
+        for row in rows_of(
+            name,
+            options.seeds,
+            options.runs,
+            columns=options.columns,
+            with_peers=options.peers,
+        ):
             print("| " + " | ".join(row) + " |", flush=True)
 
 
