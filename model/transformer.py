@@ -133,6 +133,10 @@ class TransformerDecoder(keras.Model):
     With `value_embeddings` every block adds to the values of attention what a table of its own
     holds for each token (after Jordan et al., modded-nanogpt, 2024). With a `logit_cap` c logits
     are c tanh(logits / c) (Gemma Team, 2024, Gemma 2). Logits are float32.
+
+    `further_tokens` n adds n blocks that stand beside the last one and read what it reads; by the
+    same norm and head, `all_logits` predicts with each of them a token further ahead. They are for
+    training (Gloeckle et al., 2024, sec. 2): writing text uses none of them.
     """
 
     def __init__(self, config: TransformerDecoderConfig, vocabulary_size: int):
@@ -166,16 +170,28 @@ class TransformerDecoder(keras.Model):
                 kernel_initializer=small_normal(),
                 name="head",
             )
+        self.further = [Block(config, name=f"further_{i}") for i in range(config.further_tokens)]
 
     def call(self, tokens, training=False):
+        return self.logits(self._hidden(tokens, training)[0])  # (B, T, V)
+
+    def all_logits(self, tokens, training=False):
+        """The next token and the `further_tokens` n behind it: (B, T) -> float32 (B, T, 1 + n, V).
+
+        Entry k of the third axis is of the token k steps after the next.
+        """
+        return self.logits(tf.stack(self._hidden(tokens, training), axis=2))
+
+    def _hidden(self, tokens, training):
+        """1 + n hidden states (B, T, D), the last block's and those of the blocks beside it."""
         T = tf.shape(tokens)[1]
         position = tf.range(T)[None, :]
         past = tf.linalg.band_part(tf.ones([T, T], tf.bool), -1, 0)  # (T, S)
         x = self.place(self.embedding(tokens), position)  # (B, T, D)
         x = self.dropout(x, training=training)
         for block, more in zip(self.blocks, self._values_of(tokens), strict=True):
-            x = block(x, position, past, more_values=more, training=training)
-        return self.logits(x)  # (B, T, V)
+            trunk, x = x, block(x, position, past, more_values=more, training=training)
+        return [x, *(block(trunk, position, past, training=training) for block in self.further)]
 
     def prefill(self, tokens, lengths, num_slots):
         """`tokens` int32 (B, T) padded on the right, `lengths` int32 (B,) >= 1, T <= num_slots."""

@@ -96,6 +96,21 @@ def language_model_loss(batch: Batch, logits: tf.Tensor, *, label_smoothing: flo
     return cross_entropy(batch["targets"], logits, target_weights(batch), label_smoothing)
 
 
+def further_tokens_loss(batch: Batch, logits: tf.Tensor, *, label_smoothing: float = 0.0) -> Sums:
+    """`language_model_loss` of the next token, plus that of those behind it.
+
+    Gloeckle et al. (2024), eq. 2: -log P summed over the tokens that are predicted at a step.
+    `logits` (B, T, 1 + n, V) at entry k are of the token k steps after the next, which counts
+    nowhere beyond the row's end. "num_targets" and "num_correct" are of the next token alone.
+    """
+    weight, targets = target_weights(batch), tf.convert_to_tensor(batch["targets"])
+    sums = cross_entropy(targets, logits[:, :, 0], weight, label_smoothing)
+    for k in range(1, logits.shape[2]):
+        further = cross_entropy(targets[:, k:], logits[:, :-k, k], weight[:, k:], label_smoothing)
+        sums["loss_sum"] += further["loss_sum"]
+    return sums
+
+
 def target_weights(batch: Batch) -> tf.Tensor:
     """How often each target counts: float32 (B, T) for `batch["targets"]`, else (B,) for rows."""
     if "targets" in batch:

@@ -27,6 +27,7 @@ from training.datasets.examples import ClassificationData, TextData, pick_by_has
 from training.losses import (
     TaskLoss,
     distillation_loss,
+    further_tokens_loss,
     language_model_loss,
 )
 from training.packing import language_model_batches
@@ -179,11 +180,12 @@ class Generation:
             self.documents = learner.encoded(data.train)
         self.held_out = learner.encoded(data.validation), sum(map(len, data.validation))
         smoothing = stage.label_smoothing
-        of_logits = functools.partial(language_model_loss, label_smoothing=smoothing)
-        model = learner.model
+        model, predict, loss = learner.model, learner.model, language_model_loss
+        if getattr(model.config, "further_tokens", 0):
+            predict, loss = model.all_logits, further_tokens_loss
         self.loss = TaskLoss(
-            lambda batch: model(batch["tokens"], training=True),
-            of_logits,
+            lambda batch: predict(batch["tokens"], training=True),
+            functools.partial(loss, label_smoothing=smoothing),
             functools.partial(_logits_and_state, model) if _has_state(model) else None,
         )
 

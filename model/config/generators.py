@@ -24,6 +24,7 @@ class TransformerDecoderConfig(BlocksConfig):
     tied_head: bool = True  # the output head is the embedding (Press & Wolf, 2017)
     value_embeddings: bool = False  # a table of values for tokens in every block
     logit_cap: float | None = None  # that no logit goes beyond; none lets them
+    further_tokens: int = 0  # behind the next, that training predicts by one more block each
     name: str = "transformer_decoder"
 
     def __post_init__(self) -> None:
@@ -33,6 +34,7 @@ class TransformerDecoderConfig(BlocksConfig):
         require(
             cap is None or 0 < cap < math.inf, "model.logit_cap", "above 0 and finite, or none", cap
         )
+        require(self.further_tokens >= 0, "model.further_tokens", "0 or more", self.further_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

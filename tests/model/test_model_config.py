@@ -121,6 +121,7 @@ WRONG = {
         "tied_head": (),
         "value_embeddings": (),
         "logit_cap": (0.0, -5.0, NAN, float("inf")),
+        "further_tokens": (-1,),
     },
     PresetTokenizerConfig: {"max_tokens": (0, -1), "preset": ()},
     PresetClassifierConfig: {},

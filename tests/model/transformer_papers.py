@@ -25,7 +25,7 @@ DECODERS = {
     "free": FREE,
     "alibi-swiglu": {"positions": "alibi", "activation": "swiglu", "num_heads": 3},
     "sinusoidal-normed": {"positions": "sinusoidal", "qk_norm": True},
-    "none-rms": {"positions": "none", "normalization": "rms"},
+    "none-rms-further": {"positions": "none", "normalization": "rms", "further_tokens": 2},
 }
 ENCODERS = {
     "learned-swiglu": {"positions": "learned", "activation": "swiglu", "max_positions": 4},
@@ -150,23 +150,27 @@ def placed(config, x, weights):
     return x
 
 
-def blocks(config, x, may_attend, weights, more_values):
-    """Xiong et al. (2020), fig. 1b, and the norm at the end."""
-    for i in range(config.num_layers):
-        own = part(weights, f"block_{i}")
-        y = norm(config, x, part(own, "attention_norm"))
-        x = x + self_attention(config, y, may_attend, part(own, "attention"), more_values[i])
-        x = x + inner(config, norm(config, x, part(own, "inner_norm")), own)
-    return norm(config, x, part(weights, "final_norm"))
+def block(config, x, may_attend, weights, more_values=0.0):
+    """Xiong et al. (2020), fig. 1b."""
+    y = norm(config, x, part(weights, "attention_norm"))
+    x = x + self_attention(config, y, may_attend, part(weights, "attention"), more_values)
+    return x + inner(config, norm(config, x, part(weights, "inner_norm")), weights)
 
 
 def decoder(config, tokens, weights):
-    """Logits (T, V) of one text."""
+    """Logits (T, 1 + further tokens, V) of one text."""
     embedding, more = weights["embedding/embeddings"], [0.0] * config.num_layers
     if config.value_embeddings:
         more = [weights[f"value_embedding_{i}/embeddings"][tokens] for i in range(len(more))]
     x = placed(config, embedding[tokens], weights)
-    x = blocks(config, x, np.tril(np.ones([len(tokens)] * 2, bool)), weights, more)
+    past = np.tril(np.ones([len(tokens)] * 2, bool))
+    for i in range(config.num_layers - 1):
+        x = block(config, x, past, part(weights, f"block_{i}"), more[i])
+    last = part(weights, f"block_{config.num_layers - 1}")
+    hidden = [block(config, x, past, last, more[-1])]
+    for i in range(config.further_tokens):  # from what the last block read
+        hidden.append(block(config, x, past, part(weights, f"further_{i}")))
+    x = norm(config, np.stack(hidden, axis=1), part(weights, "final_norm"))
     logits = x @ (embedding.T if config.tied_head else weights["head/kernel"])
     cap = config.logit_cap
     return logits if cap is None else cap * np.tanh(logits / cap)
@@ -175,5 +179,7 @@ def decoder(config, tokens, weights):
 def encoder(config, tokens, weights):
     """Logits (K,) of one text without padding."""
     x = placed(config, weights["embedding/embeddings"][tokens], weights)
-    x = blocks(config, x, np.ones([len(tokens)] * 2, bool), weights, [0.0] * config.num_layers)
+    for i in range(config.num_layers):
+        x = block(config, x, np.ones([len(tokens)] * 2, bool), part(weights, f"block_{i}"))
+    x = norm(config, x, part(weights, "final_norm"))
     return x.mean(axis=0) @ weights["head/kernel"] + weights["head/bias"]

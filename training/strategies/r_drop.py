@@ -24,7 +24,10 @@ class RDrop:
         first, second = self.task.logits(batch), self.task.logits(batch)
         a, b = self.task.of_logits(batch, first), self.task.of_logits(batch, second)
         sums = {name: (a[name] + b[name]) / 2 for name in a}
-        divergence = tf.reduce_sum(_divergence(first, second) * target_weights(batch))
+        divergence, weight = _divergence(first, second), target_weights(batch)
+        while divergence.shape.rank > weight.shape.rank:  # several predictions at each target
+            divergence = tf.reduce_sum(divergence, axis=-1)
+        divergence = tf.reduce_sum(divergence * weight)
         return sums | {"loss_sum": sums["loss_sum"] + self.alpha / 2 * divergence}
 
 
