@@ -100,13 +100,18 @@ def further_tokens_loss(batch: Batch, logits: tf.Tensor, *, label_smoothing: flo
     """`language_model_loss` of the next token, plus that of those behind it.
 
     Gloeckle et al. (2024), eq. 2: -log P summed over the tokens that are predicted at a step.
-    `logits` (B, T, 1 + n, V) at entry k are of the token k steps after the next, which counts
-    nowhere beyond the row's end. "num_targets" and "num_correct" are of the next token alone.
+    `logits` (B, T, 1 + n, V) at entry k are of the token k steps after the next. Where the row or
+    its document ends before that, a step without a target lies between, and none is predicted.
+    "num_targets" and "num_correct" are of the next token alone.
     """
     weight, targets = target_weights(batch), tf.convert_to_tensor(batch["targets"])
     sums = cross_entropy(targets, logits[:, :, 0], weight, label_smoothing)
+    is_target = tf.cast(weight > 0, tf.float32)
+    unbroken = tf.ones_like(weight)  # whether all steps between have a target, (B, T - k)
     for k in range(1, logits.shape[2]):
-        further = cross_entropy(targets[:, k:], logits[:, :-k, k], weight[:, k:], label_smoothing)
+        unbroken = unbroken[:, :-1] * is_target[:, k - 1 : -1]
+        own = weight[:, k:] * unbroken
+        further = cross_entropy(targets[:, k:], logits[:, :-k, k], own, label_smoothing)
         sums["loss_sum"] += further["loss_sum"]
     return sums
 

@@ -13,20 +13,23 @@ from training.losses import TaskLoss, further_tokens_loss, language_model_loss
 from training.objectives import build_objective
 from training.strategies.r_drop import RDrop
 
-TARGETS = np.array([[4, 2, 7, 3], [5, 1, 0, 0]], np.int32)
+# A row that ends early, and one where the second token ends a document and another begins.
+TARGETS = np.array([[4, 2, 7, 3, 1], [5, 1, 6, 0, 0], [4, 3, 0, 6, 2]], np.int32)
 
 
 def logits_of(seed, further):
-    return np.random.default_rng(seed).normal(size=(2, 4, 1 + further, 8)).astype("float32")
+    return (
+        np.random.default_rng(seed).normal(size=(*TARGETS.shape, 1 + further, 8)).astype("float32")
+    )
 
 
 @pytest.mark.parametrize("further", [0, 1, 3])
 def test_the_loss_sums_over_the_next_token_and_those_behind_it(further):
-    logits, weight, nats = logits_of(0, further), [1.0, 2.0], 0.0
-    for row in range(2):
-        for step in range(4):
+    logits, weight, nats = logits_of(0, further), [1.0, 2.0, 0.5], 0.0
+    for row in range(3):
+        for step in range(5):
             for k in range(1 + further):
-                if step + k < 4 and TARGETS[row, step + k] != 0:
+                if step + k < 5 and TARGETS[row, step : step + k + 1].all():
                     scores = logits[row, step, k].astype(np.float64)
                     log_total = np.log(np.exp(scores).sum())
                     nats += weight[row] * (log_total - scores[TARGETS[row, step + k]])
@@ -44,7 +47,7 @@ def test_r_drop_makes_every_prediction_of_a_step_agree():
     found = RDrop(TaskLoss(lambda _: next(given), further_tokens_loss), 2.0)(batch)["loss_sum"]
     p, q = (tf.nn.log_softmax(x).numpy() for x in draws)
     divergence = ((np.exp(p) - np.exp(q)) * (p - q)).sum(-1) / 2  # (B, T, 2)
-    expected = divergence[TARGETS != 0].sum()
+    expected = divergence[TARGETS != 0].sum()  # alpha / 2 is 1
     expected += sum(float(further_tokens_loss(batch, x)["loss_sum"]) for x in draws) / 2
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
@@ -68,7 +71,7 @@ def test_a_run_trains_the_blocks_beside_the_last_and_is_judged_by_the_next_token
     data = TextData(train=["the cat sat", "a dog ran"] * 4, validation=["a cat ran"], test=["x"])
     learner = LanguageModel.create(config, data)
     objective, model = build_objective(config, learner, data, seed=0), learner.model
-    batch = {"tokens": np.array([[2, 5, 6, 7]], np.int32), "targets": TARGETS[:1]}
+    batch = {"tokens": np.array([[2, 5, 6, 7, 4]], np.int32), "targets": TARGETS[:1]}
     further = [v for v in model.trainable_variables if "further_" in v.path]
     assert len(further) == 2 * 10  # tensors of a block
     values = [v.value for v in further]
