@@ -10,6 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Tests run side by side: threads that share out tiny operations would only wait for each other.
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 if "STEPWISE_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_dir():
     os.environ["STEPWISE_DATA"] = str(ROOT.parent / "shared" / "data")
 

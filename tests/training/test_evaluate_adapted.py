@@ -93,7 +93,7 @@ def data_at_hand(monkeypatch):
     """The toy data as those of the run; lists how often they were read."""
     reads = []
 
-    def load(config, task):
+    def load(config, task, target):
         reads.append(config.name)
         return DOCUMENTS if task == GENERATION else REVIEWS
 

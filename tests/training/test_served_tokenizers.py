@@ -36,7 +36,7 @@ def run(folder, inputs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TOKENIZER_CONFIGS)
+@pytest.mark.parametrize("name", [name for name in TOKENIZER_CONFIGS if name != "preset"])
 def test_a_session_gives_the_ids_of_training_by_ops_of_the_stock_server(name, tmp_path):
     settings = {"simplify": True} if name != "bytes" else {}
     settings |= {"vocabulary_size": 310} if name == "sentencepiece" else {}
