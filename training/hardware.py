@@ -63,7 +63,9 @@ def by_device(
     gpus = find_gpus() if gpus is None else gpus
     decided: dict[str, Any] = {}
     if "precision" in open_ones:
-        decided["precision"] = precision_for(gpus)
+        # What a recipe says is said of processors: it stands where there is nothing else.
+        keeps = is_new and not gpus
+        decided["precision"] = config.precision if keeps else precision_for(gpus)
     if "xla" in open_ones:
         decided["xla"] = compiles_for(config, gpus, num_replicas)
     if gpus:
