@@ -40,21 +40,21 @@ def candidates(
     rate = (5.0 if num_labels == 2 else 15.0) * (3.0 if is_long else 1.0)
     words = WordTokenizerConfig(max_tokens=num_tokens)
 
-    def bag(weighting: str, rate: float) -> RunConfig:
+    def bag(weighting: str, max_ngram: int, min_texts: int, rate: float) -> RunConfig:
         config = weighted_bag(
             weighting,
             dataset,
             weighting,
-            max_ngram=1,
-            min_texts=2 if is_long else 1,
+            max_ngram=max_ngram,
+            min_texts=min_texts,
             rate=rate,
             epochs=epochs,
         )
-        return replace(config, tokenizer=ngrams)
+        return replace(config, tokenizer=replace(ngrams, max_ngram=max_ngram))
 
     return {
-        "idf": bag("idf", rate),
-        "naive_bayes": bag("naive_bayes", rate / 2),
+        "idf": bag("idf", ngrams.max_ngram, 2 if is_long else 1, rate),
+        "naive_bayes": bag("naive_bayes", 3, 2 if is_long else 1, rate / 3),
         "convolution": RunConfig(
             name="convolution",
             dataset=dataset,
