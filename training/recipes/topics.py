@@ -34,8 +34,8 @@ def ag_news_sample() -> RunConfig:
     return RunConfig(
         name="ag_news_sample",
         dataset=DatasetConfig(name="ag_news_sample"),
-        tokenizer=NgramTokenizerConfig(max_ngram=2, num_buckets=2**19),
-        model=BagOfNgramsConfig(weighting="idf", naive_bayes_scale=0.1, smoothing=1.0, scale=8.0),
+        tokenizer=NgramTokenizerConfig(max_ngram=2, max_character_ngram=5, num_buckets=2**19),
+        model=BagOfNgramsConfig(naive_bayes_scale=0.1, smoothing=1.0),
         optimizer=OptimizerConfig(peak_learning_rate=0.005),
         epochs=5,
     )
