@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ENGINES = ("auto", "binary", "docker", "embedded")
 
@@ -49,27 +50,107 @@ class ModelConfig:
             )
 
 
+def _flag(default: Any, mark: str, text: str) -> Any:
+    """A flag of tensorflow_model_server under its own name: `--name_of_field=value`.
+
+    `mark`: M works, A is accepted and acted on simply, I is accepted and ignored, X is refused.
+    """
+    return field(default=default, metadata={"mark": mark, "help": text})
+
+
+def _option(default: Any, text: str) -> Any:
+    """An option of ours, which the stock server does not know: `--name-of-field value`."""
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """Everything `python -m serving` can be told.
+    """Everything `python -m serving` can be told. Sizes are bytes, times seconds unless named.
 
     `model_config_file` or `models` say what to serve. Without either, every folder of `exports`
     that holds a version is a model, or only those in `only_models`, and folders that appear later
     are picked up.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 8500  # gRPC; 0 switches it off
-    rest_api_port: int = 8501  # 0 switches it off
-    model_config_file: Path | None = None
+    # ---------------------------------------------------- flags of tensorflow_model_server
+    port: int = _flag(8500, "M", "gRPC; 0 is off")
+    grpc_socket_path: str = _flag("", "M", "also listen for gRPC on this unix socket")
+    rest_api_port: int = _flag(8501, "M", "REST; 0 is off (of the stock server: 0)")
+    rest_api_num_threads: int = _flag(0, "A", "threads that answer requests; 0: 4 for each CPU")
+    rest_api_timeout_in_ms: int = _flag(30_000, "M", "time limit of one REST inference")
+    rest_api_enable_cors_support: bool = _flag(False, "M", "CORS headers on answers below /v1/")
+    model_config_file: Path | None = _flag(None, "M", "a text-format ModelServerConfig")
+    model_config_file_poll_wait_seconds: int = _flag(0, "M", "re-read it so often; 0 is never")
+    file_system_poll_wait_seconds: float = _flag(
+        1.0, "M", "how often new versions are looked for; 0 is once, negative never"
+    )
+    max_num_load_retries: int = _flag(5, "M", "further tries after a failed load")
+    load_retry_interval_seconds: float = 60.0
+    num_load_threads: int = _flag(0, "A", "loads at once; 0: one by one")
+    num_unload_threads: int = _flag(0, "A", "unloads at once; 0: one by one")
+    allow_version_labels_for_unavailable_models: bool = _flag(
+        False, "M", "a label not yet in use may point to a version that is not loaded yet"
+    )
+    saved_model_tags: str = _flag("serve", "M", "comma-separated tags of the meta graph")
+    enable_model_warmup: bool = _flag(True, "M", "replay warm-up requests on load")
+    num_request_iterations_for_warmup: int = _flag(0, "M", "replays of each; 0 is one")
+    enable_batching: bool = _flag(False, "M", "batch across requests")
+    batching_parameters_file: Path | None = _flag(None, "M", "a text-format BatchingParameters")
+    enable_per_model_batching_parameters: bool = _flag(
+        False, "A", "each version's own batching_params.pbtxt; without it no batching"
+    )
+    monitoring_config_file: Path | None = _flag(None, "M", "a text-format MonitoringConfig")
+    grpc_channel_arguments: str = _flag("", "M", "key=value,key=value")
+    grpc_max_threads: int = _flag(0, "A", "threads of gRPC; 0: 4 for each CPU")
+    enable_grpc_healthcheck_service: bool = _flag(False, "A", "grpc.health.v1.Health")
+    enable_serialization_as_tensor_content: bool = _flag(
+        False, "M", "outputs of gRPC Predict in tensor_content"
+    )
+    enable_signature_method_name_check: bool = _flag(
+        False, "M", "a signature's method_name must fit the call"
+    )
+    ssl_config_file: Path | None = _flag(None, "A", "a text-format SSLConfig; gRPC only")
+    tensorflow_session_parallelism: int = _flag(0, "A", "both thread pools below")
+    tensorflow_intra_op_parallelism: int = _flag(0, "A", "threads inside one op")
+    tensorflow_inter_op_parallelism: int = _flag(0, "A", "ops at once")
+    tensorflow_session_config_file: Path | None = _flag(None, "A", "a text-format ConfigProto")
+    per_process_gpu_memory_fraction: float = _flag(0.0, "A", "share of GPU memory; 0: as needed")
+
+    # ---------------------------------------------------- what to serve, by our own names
     models: tuple[ModelConfig, ...] = ()
     exports: Path = Path("exports")
     only_models: tuple[str, ...] = ()
-    file_system_poll_wait_seconds: float = 1.0  # 0 looks once, negative never
-    max_num_load_retries: int = 5  # tries after the first failed load
-    load_retry_interval_seconds: float = 60.0
-    drain_seconds: float = 30.0  # how long running requests may take after a stop signal
-    engine: str = "auto"
+    allow_foreign: bool = _option(False, "load models without a manifest of ours, too")
+    engine: str = _option("auto", "what answers")
+    backend: str = _option("", "HOST:PORT of the stock server's gRPC, for --engine remote")
+
+    # ---------------------------------------------------- who may ask
+    host: str = _option("127.0.0.1", "address")
+    insecure: bool = _option(False, "listen beyond this machine without keys")
+    api_keys_file: Path | None = _option(None, "a key a line, or STEPWISE_API_KEYS")
+    admin_keys_file: Path | None = _option(None, "keys that may reload, or STEPWISE_ADMIN_KEYS")
+    tls_certificate: Path | None = _option(None, "PEM chain for REST and gRPC")
+    tls_key: Path | None = _option(None, "its private key")
+    rate_limit: str = _option("", "for each key or address, as '100/minute'; empty is none")
+
+    # ---------------------------------------------------- limits
+    max_body_bytes: int = _option(32 * 2**20, "of a request body; more is a 413")
+    max_inflated_bytes: int = _option(100 * 2**20, "of a gzip body once unpacked")
+    max_body_chunks: int = _option(20_000, "pieces in which a body may come")
+    max_json_depth: int = _option(64, "lists and objects within one another")
+    max_rows: int = _option(10_000, "instances or examples in one request")
+    max_characters: int = _option(1_000_000, "of one text")
+    header_timeout_seconds: float = _option(10.0, "for all headers of a request to come")
+    body_timeout_seconds: float = _option(30.0, "for all of a body to come")
+    request_timeout_seconds: float = _option(60.0, "for an answer, queueing included; then 504")
+    max_running_requests: int = _option(0, "computed at once; 0: 4 for each CPU, or a batch")
+    max_waiting_requests: int = _option(256, "beyond those running; more are a 429")
+    drain_seconds: float = _option(30.0, "for running requests after a stop signal")
+
+    # ---------------------------------------------------- what is told
+    log_format: str = _option("text", "text or json; neither holds a caller's texts")
+    grpc_reflection: bool = _option(False, "let tools list the gRPC services")
+    telemetry: bool = _option(False, "OpenTelemetry traces, set by its own OTEL_ variables")
 
     def __post_init__(self) -> None:
         for flag, port in (("--port", self.port), ("--rest_api_port", self.rest_api_port)):
