@@ -15,6 +15,8 @@ from model.positions import alibi, rotary
 from model.products import Dense, product, product_type
 
 Cache = tuple[tf.Tensor, tf.Tensor]
+# What a score that may not count is lowered by: far beyond any score, and softmax gives exactly 0.
+HIDDEN = -1e9
 
 
 class SelfAttention(keras.layers.Layer):
@@ -113,11 +115,11 @@ def _attend(q, k, v, may_attend, factors=None, bias=None):
     `bias` float32, broadcastable to (B, N, T, S), is added to the scores; `factors` is the type
     that those of products are rounded to.
     """
-    scores = product(q, k, factors, transpose_b=True) * q.shape[-1] ** -0.5  # (B, N, T, S)
-    scores = tf.cast(scores, tf.float32)
-    if bias is not None:
-        scores += bias
-    scores = tf.where(may_attend, scores, tf.float32.min)
+    q *= q.shape[-1] ** -0.5  # fewer numbers than the scores
+    scores = tf.cast(product(q, k, factors, transpose_b=True), tf.float32)  # (B, N, T, S)
+    # Added, not chosen by tf.where: the gradient passes a sum as it is.
+    hidden = tf.where(may_attend, 0.0, HIDDEN)
+    scores += hidden if bias is None else bias + hidden
     weights = tf.cast(tf.nn.softmax(scores), v.dtype)  # softmax in float32 under any policy
     y = tf.transpose(product(weights, v, factors), [0, 2, 1, 3])  # (B, T, N, H)
     return tf.reshape(y, [tf.shape(y)[0], tf.shape(y)[1], q.shape[1] * q.shape[-1]])

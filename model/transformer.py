@@ -13,6 +13,7 @@ from model.dropout import Dropout
 from model.heads import tied_logits
 from model.positions import sinusoidal
 from model.products import Dense
+from model.written_out import LayerNormalization, gelu
 
 
 class Block(keras.layers.Layer):
@@ -295,7 +296,7 @@ def _swiglu(x):
 
 
 _ACTIVATIONS = {
-    "gelu": keras.activations.gelu,
+    "gelu": gelu,
     "relu_squared": _relu_squared,
     "swiglu": _swiglu,
 }
@@ -309,7 +310,7 @@ def small_normal() -> keras.initializers.Initializer:
 def norm(config: BlocksConfig, name: str) -> keras.layers.Layer:
     if config.normalization == "rms":
         return rms_norm(name)
-    return keras.layers.LayerNormalization(epsilon=1e-5, center=config.bias, name=name)
+    return LayerNormalization(epsilon=1e-5, center=config.bias, name=name)
 
 
 def blocks(config: BlocksConfig) -> list[Block]:
