@@ -40,7 +40,8 @@ WINDOWS = 512  # of the validation text, for every loss
 DEFAULT = ""  # TensorFlow's own choice of threads
 
 
-def our_config(size: dict, **settings):
+def our_config(size: dict, network: dict | None = None, **settings):
+    """The recipe at a size; `network` changes settings of its model."""
     from model.config import TransformerDecoderConfig
     from training.recipes import recipe
 
@@ -56,7 +57,8 @@ def our_config(size: dict, **settings):
         initialization="gpt2",
         dropout=0.0,
     )
-    return replace(config, model=model, batch_size=size["batch"], **settings)
+    model = replace(model, **(network or {}))
+    return replace(config, **{"model": model, "batch_size": size["batch"]} | settings)
 
 
 class Ours:
@@ -65,18 +67,23 @@ class Ours:
     def __init__(self, setting: dict, folder: Path):
         from training.config import OptimizerConfig
         from training.datasets import load_dataset
+        from training.recipes import recipe
         from training.run import begin_run
         from training.stages import build_stage
         from training.strategies.compiled import compile_updates
 
-        size = SIZES[setting["size"]]
+        size = SIZES[setting["size"]] | setting.get("sizes", {})
         settings = {"max_updates": setting["updates"], "precision": setting["precision"]}
+        settings |= setting.get("settings", {})
         if setting["strategy"] != "muon":
             settings["strategy"] = setting["strategy"]
             settings["optimizer"] = OptimizerConfig(
                 peak_learning_rate=1e-3, schedule="cosine(end=0.1, warmup=100)", weight_decay=0.1
             )
-        config = our_config(size, **settings)
+        if "rate" in setting:
+            optimizer = recipe("shakespeare_nanogpt").optimizer
+            settings["optimizer"] = replace(optimizer, peak_learning_rate=setting["rate"])
+        config = our_config(size, setting.get("network"), **settings)
         self.data = load_dataset(config.dataset, config.task)
         self.learner = begin_run(config, folder / "run", self.data)
         self.stage = build_stage(config, 0, self.learner)
@@ -91,8 +98,10 @@ class Ours:
         while self.step < end:
             several = min(self.per_call, end - self.step)
             batches = [self.stage.batches.at(i) for i in range(self.step, self.step + several)]
-            said = self.take(stack(batches))
-            self.step += several
+            shapes = [batch["tokens"].shape for batch in batches]
+            alike = next((i for i, s in enumerate(shapes) if s != shapes[0]), several)
+            said = self.take(stack(batches[:alike]))
+            self.step += alike
         float(said["loss_sum"][-1])
 
     def evaluate(self) -> float:
@@ -160,6 +169,7 @@ def serve(setting: dict) -> None:
                 answer["seconds"] = time.perf_counter() - since
             else:
                 answer["loss"] = runner.evaluate()
+                answer["weights"] = runner.learner.model.count_params()
             print(json.dumps(answer), flush=True)
 
 

@@ -18,10 +18,10 @@ def rotary(x: tf.Tensor, position: tf.Tensor, *, base: float = 10_000.0) -> tf.T
     the angles are float32 under any policy.
     """
     half = x.shape[-1] // 2
+    first, second = tf.split(x, 2, axis=-1)  # whose gradient is one copy; that of slices is sums
     frequency = base ** (-tf.range(half, dtype=tf.float32) / half)  # (H/2,)
     angle = tf.cast(position, tf.float32)[:, None, :, None] * frequency  # (B, 1, T, H/2)
     cosine, sine = tf.cast(tf.cos(angle), x.dtype), tf.cast(tf.sin(angle), x.dtype)
-    first, second = x[..., :half], x[..., half:]
     return tf.concat([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
 
 

@@ -33,7 +33,7 @@ from training.config import (
 from training.datasets import DATASETS, load_dataset, read_documents, read_labelled, read_texts
 from training.datasets.config import TARGETS, USER_FILE, DatasetConfig
 from training.experiments import compare, find_rate, search, tell_initial_weights
-from training.hardware import by_device
+from training.hardware import by_device, use_threads
 from training.leakage import examples, find_leakage
 from training.options import INTERRUPTED
 from training.recipes import FIRST_STEPS, RECIPES, fine_tuned, recipe
@@ -110,6 +110,7 @@ def _within(config: RunConfig, options: argparse.Namespace) -> RunConfig:
         "without --replicas and TF_CONFIG: it times one process on one device",
         options.budget,
     )
+    use_threads(config)
     import_tensorflow()
     from training.budget import parse_seconds, within
 
@@ -563,6 +564,7 @@ def _fit(config: RunConfig, runs: Path, num_replicas: int | None = None) -> bool
     if (folder / RESULTS_FILE).is_file():
         print(f"{config.name}: trained already in {folder}", file=sys.stderr)
         return True
+    use_threads(config)
     import_tensorflow()
     from training.devices import choose_replicas
     from training.run import fit_run

@@ -8,7 +8,7 @@ import pytest
 from model import runtime
 from training import hardware
 from training.config import RunConfig, override
-from training.hardware import Gpu, by_device, compiles_for, find_gpus
+from training.hardware import Gpu, by_device, compiles_for, find_gpus, use_threads
 from training.recipes import RECIPES, recipe
 
 AMPERE, TURING, AMD = Gpu("A100", (8, 0)), Gpu("T4", (7, 5)), Gpu("MI300", None)
@@ -123,3 +123,42 @@ def test_several_gpus_are_replicas_without_being_asked(monkeypatch):
     assert choose_replicas(changed, 1).strategy is None
     private = override(recipe("sentiment"), ["strategy=dp_sgd(sgd)"])
     assert choose_replicas(private).strategy is None  # one of them, which is said
+
+
+THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+
+
+@pytest.mark.parametrize(
+    ("name", "num_cores", "driver", "already", "expected"),
+    [
+        ("shakespeare_nanogpt", 2, False, None, ("1", "2")),
+        ("sentiment_transformer", 4, False, None, ("1", "4")),
+        ("shakespeare_nanogpt", 1, False, None, (None, None)),
+        ("shakespeare_nanogpt", 16, False, None, (None, None)),  # not measured
+        ("shakespeare_nanogpt", 2, True, None, (None, None)),
+        ("shakespeare_nanogpt", 2, False, "3", ("3", None)),  # as the user said
+        ("sentiment", 2, False, None, (None, None)),
+    ],
+)
+def test_narrow_transformers_run_operations_side_by_side(
+    name, num_cores, driver, already, expected, monkeypatch
+):
+    for variable in THREADS:
+        monkeypatch.setenv(variable, "")  # so that what is set here is undone
+        monkeypatch.delenv(variable)
+    if already:
+        monkeypatch.setenv(THREADS[0], already)
+    monkeypatch.setattr(hardware.os, "cpu_count", lambda: num_cores)
+    monkeypatch.setattr(hardware, "_has_gpu_driver", lambda: driver)
+    use_threads(recipe(name))
+    assert tuple(hardware.os.environ.get(variable) for variable in THREADS) == expected
+
+
+def test_wide_transformers_keep_threads_inside_an_operation(monkeypatch):
+    for variable in THREADS:
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr(hardware.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(hardware, "_has_gpu_driver", lambda: False)
+    use_threads(override(recipe("shakespeare_nanogpt"), ["model.width=384"]))
+    assert not set(THREADS) & hardware.os.environ.keys()

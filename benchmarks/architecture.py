@@ -1,0 +1,123 @@
+"""What each part of a small GPT is worth in equal time: python benchmarks/architecture.py
+
+Starts from nanoGPT's network for a CPU (benchmarks/language_model.py, the recipe
+`shakespeare_nanogpt`, moved by Muon) and changes one thing at a time; then all that are told apart
+by --variants. First every variant's update is timed, in turns; then each takes as many updates as
+fit into --seconds, with its schedule of that length, and all are judged on the same windows of 64
+characters of the validation text. Prints machine, versions, command and a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from benchmarks.language_model import Process
+
+# What differs from the first: of the network, of the run, its rate and its batch.
+PLAIN: dict = {}
+ROTARY = {"network": {"positions": "rotary"}}
+RMS = {"network": {"normalization": "rms"}}
+RELU2 = {"network": {"activation": "relu_squared"}}
+SWIGLU = {"network": {"activation": "swiglu", "inner_width": 344}}  # as many weights
+QK_NORM = {"network": {"qk_norm": True}}
+VALUES = {"network": {"value_embeddings": True, "inner_width": 480}}  # as many weights
+FURTHER = {"network": {"further_tokens": 1, "num_layers": 3}}  # as many weights
+BATCH_24 = {"sizes": {"batch": 24}}
+BATCH_48 = {"sizes": {"batch": 48}}
+WARM = {"settings": {"max_tokens": "16 for 0.2, 32 for 0.2, 64"}}
+
+
+def together(*parts: dict) -> dict:
+    """Several changes at once."""
+    merged: dict = {}
+    for part in parts:
+        for key, value in part.items():
+            merged[key] = merged.get(key, {}) | value if isinstance(value, dict) else value
+    return merged
+
+
+VARIANTS = {
+    "as nanoGPT": PLAIN,
+    "rotary positions": ROTARY,
+    "RMSNorm": RMS,
+    "squared ReLU": RELU2,
+    "SwiGLU": SWIGLU,
+    "QK-norm": QK_NORM,
+    "value embeddings": VALUES,
+    "a further token": FURTHER,
+    "batch 24": BATCH_24,
+    "batch 48": BATCH_48,
+    "rate 0.01": {"rate": 0.01},
+    "rate 0.04": {"rate": 0.04},
+    "rotary, RMSNorm, squared ReLU, QK-norm": together(ROTARY, RMS, RELU2, QK_NORM),
+    "the same and value embeddings": together(ROTARY, RMS, RELU2, QK_NORM, VALUES),
+}
+
+
+def start(changes: dict, updates: int, threads: str) -> Process:
+    setting = {"size": "small", "precision": "bfloat16_products", "strategy": "muon"}
+    setting |= {"per_call": 16, "updates": updates} | changes
+    script = str(ROOT / "benchmarks" / "language_model.py")
+    return Process([sys.executable, script, "--serve", json.dumps(setting)], threads)
+
+
+def seconds_of_an_update(names: list[str], threads: str) -> dict[str, float]:
+    """Medians of blocks in turns; two processes are never at work at once."""
+    started = {name: start(VARIANTS[name], 10_000, threads) for name in names}
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for process in started.values():
+        process.ask(do="updates", count=32)  # traces
+    for _ in range(5):
+        for name, process in started.items():
+            found[name].append(process.ask(do="updates", count=32)["seconds"] / 32)
+    for process in started.values():
+        process.close()
+    return {name: statistics.median(times) for name, times in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=180.0, help="of updates, for each variant")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--threads", default=f"1x{os.cpu_count()}")
+    parser.add_argument("--times", type=Path, help="keep the timings here, or read them from here")
+    options = parser.parse_args()
+    print(
+        f"machine: {platform.machine()}, {os.cpu_count()} CPUs; Python {platform.python_version()}"
+    )
+    print("versions: " + ", ".join(f"{p} {version(p)}" for p in ("tensorflow", "keras", "numpy")))
+    print(f"command: python benchmarks/architecture.py {' '.join(sys.argv[1:])}", flush=True)
+    if options.times and options.times.is_file():
+        times = json.loads(options.times.read_text())
+    else:
+        times = seconds_of_an_update(options.variants, options.threads)
+        if options.times:
+            options.times.write_text(json.dumps(times))
+    print("\n| variant | weights | ms an update | updates | loss, nats a character |")
+    print("|---|---|---|---|---|", flush=True)
+    for name in options.variants:
+        updates = int(options.seconds / times[name])
+        process = start(VARIANTS[name], updates, options.threads)
+        process.ask(do="updates", count=updates)
+        answer = process.ask(do="evaluate")
+        process.close()
+        print(
+            f"| {name} | {answer['weights']:,} | {1000 * times[name]:.1f} | {updates} | "
+            f"{answer['loss']:.3f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
