@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from benchmarks.language_model import Process
+from benchmarks.language_model import Process  # noqa: E402
 
 # What differs from the first: of the network, of the run, its rate and its batch.
 PLAIN: dict = {}
