@@ -21,7 +21,7 @@ from starlette.routing import Route
 from tensorflow_serving.apis import get_model_metadata_pb2
 
 from model.signatures import SERVING_DEFAULT
-from serving import codec
+from serving import codec, metrics
 from serving.config import MAX_VERSION
 from serving.errors import (
     INTERNAL_TEXT,
@@ -48,11 +48,14 @@ READ_PATH = re.compile(
 )
 
 
-def create_app(service: Service) -> Starlette:
+def create_app(service: Service, metrics_path: str | None = None) -> Starlette:
+    """`metrics_path`: where Prometheus may read the metrics; None is nowhere."""
+    monitoring = [Route(metrics_path, _metrics)] if metrics_path else []
     return Starlette(
         routes=[
             Route("/healthz", partial(_healthz, service)),
             Route("/readyz", partial(_readyz, service)),
+            *monitoring,
             Route("/{path:path}", partial(_api, service), methods=VERBS),
         ]
     )
@@ -75,6 +78,10 @@ async def _readyz(service: Service, request: Request) -> Response:
         "models": [{"name": m.name, "version": m.version, "state": m.state.name} for m in models],
     }
     return _json(200 if status == "ready" else 503, body)
+
+
+async def _metrics(request: Request) -> Response:
+    return Response(metrics.page(), media_type="text/plain")
 
 
 async def _api(service: Service, request: Request) -> Response:

@@ -10,6 +10,7 @@ from collections.abc import Coroutine, Iterator
 from typing import Any
 
 from model.runtime import import_tensorflow
+from serving import metrics
 from serving.config import ConfigError, ServerConfig
 from serving.sockets import listen, url_host
 
@@ -77,7 +78,7 @@ async def _serve(config: ServerConfig, listener: socket.socket | None) -> bool:
 
     http_server = HttpServer(
         uvicorn.Config(
-            create_app(service),
+            create_app(service, metrics.page_path(config.monitoring_config_file)),
             lifespan="off",
             log_config=None,
             access_log=False,

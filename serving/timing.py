@@ -12,3 +12,5 @@ class Timing:
     compute: float = 0.0  # inside the session
     serialize: float = 0.0  # of the answer
     batch_rows: int = 0  # rows of the batch that the request was computed in; 0: not batched
+    version: int = 0  # that answered
+    signature: str = ""  # that was run, by its effective name
