@@ -107,6 +107,11 @@ def parser() -> argparse.ArgumentParser:
     )
     fit.add_argument("--config", type=Path, help="a run's config.json instead of a recipe")
     fit.add_argument("--name", help="of the run and its export (default: the recipe's)")
+    fit.add_argument(
+        "--refit",
+        action="store_true",
+        help="then once more on training and validation texts together, as often as was best",
+    )
     how = fit.add_mutually_exclusive_group()
     how.add_argument("--restart", action="store_true", help="discard the run and begin again")
     how.add_argument(

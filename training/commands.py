@@ -76,6 +76,12 @@ def fit(options: argparse.Namespace) -> int:
     if options.name:
         config = dataclasses.replace(config, name=options.name)
     config = changed(config, options)
+    if options.refit:
+        _refuse(
+            options,
+            ("replicas", "dry_run", "overfit_one_batch"),
+            "cannot go with --refit, which trains two runs, one after the other",
+        )
     if options.overfit_one_batch:
         return _overfit_one_batch(config, options)
     _refuse(options, ("stage", "updates"), "goes with --overfit-one-batch")
@@ -90,6 +96,13 @@ def fit(options: argparse.Namespace) -> int:
         shutil.rmtree(folder, ignore_errors=True)
     if not _fit(config, options.runs, options.replicas):
         return INTERRUPTED
+    if options.refit:
+        from training.refit import refitted
+
+        config = refitted(config, folder)
+        folder = run_folder(options.runs, config)
+        if not _fit(config, options.runs):
+            return INTERRUPTED
     if not is_chief:
         return 0  # the chief tells the results
     _print_results(config, read_json(folder / RESULTS_FILE))
@@ -144,6 +157,7 @@ def fit_auto(options: argparse.Namespace) -> int:
         options.runs,
         name=options.name or AUTO,
         change=lambda config: changed(config, options),
+        refit=options.refit,
     )
     if found is None:
         print("Stopped. The same command goes on.", file=sys.stderr)
@@ -180,6 +194,7 @@ def take_first_step(options: argparse.Namespace) -> int:
         "overfit_one_batch",
         "stage",
         "updates",
+        "refit",
     )
     _refuse(
         options,

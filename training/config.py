@@ -276,7 +276,7 @@ class RunConfig(StageConfig):
     vectors: str | None = None  # a file of word vectors that the embedding starts from
     tune_vectors: bool = True  # false: the embedding stays as it started, words not found too
     target: str = CLASS  # of a classifier: class, labels, grade or number; see `list`
-    calibrate: bool = True  # scores by a temperature that is fitted on validation
+    calibrate: bool | float = True  # scores by a temperature fitted on validation, or this one
     seed: int = 0  # of weights, data order, dropout and noise
     precision: str = "float32"  # or mixed_bfloat16, mixed_float16 (with loss_scale): of the layers
     deterministic: bool = True  # only operations that give the same bits every time
@@ -290,6 +290,12 @@ class RunConfig(StageConfig):
         require(self.seed >= 0, "seed", "0 or more", self.seed)
         _one_of("precision", self.precision, PRECISIONS)
         require(self.updates_per_call > 0, "updates_per_call", "above 0", self.updates_per_call)
+        require(
+            isinstance(self.calibrate, bool) or self.calibrate > 0,
+            "calibrate",
+            "true, false, or a temperature above 0",
+            self.calibrate,
+        )
         require(self.save_every >= 0, "save_every", "0 or more", self.save_every)
         require(self.keep_checkpoints > 0, "keep_checkpoints", "above 0", self.keep_checkpoints)
         names = [stage.name for stage in self.stages]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -66,8 +66,13 @@ class Leakage:
             yield "No repeats, no leakage, no contradictions."
 
 
-def find_leakage(data: ClassificationData | TextData) -> Leakage:
-    """Looks through all splits of `data`; the same for the same texts."""
+def find_leakage(data: ClassificationData | TextData, *, is_joined: bool = False) -> Leakage:
+    """Looks through all splits of `data`; the same for the same texts.
+
+    Where validation is in training on purpose, `is_joined`, it is left out.
+    """
+    if is_joined and isinstance(data, ClassificationData):
+        data = replace(data, validation=data.validation.take([]))
     splits = texts_by_split(data)
     plain = {name: [normalised(text) for text in texts] for name, texts in splits.items()}
     is_complete = sum(len(text) for texts in plain.values() for text in texts) <= MAX_CHARACTERS

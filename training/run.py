@@ -72,7 +72,11 @@ def fit_run(
     data: Any = load_dataset(config.dataset, config.task, config.target)
     if replicas.is_chief:
         # Of a corpus on disk only samples are here, and equal documents are on one side anyway.
-        leaks = () if isinstance(data, CorpusData) else find_leakage(data).lines()
+        leaks = (
+            ()
+            if isinstance(data, CorpusData)
+            else find_leakage(data, is_joined=config.dataset.join_validation).lines()
+        )
         for line in (*data.notes, *leaks):
             logger.info(line)
     learner = begin_run(config, folder, data, replicas)
@@ -101,7 +105,10 @@ def fit_run(
     _go_on_from(folder, config, learner, rates)
     if replicas.is_chief:
         if isinstance(learner, Classifier) and learner.target.has_classes and config.calibrate:
-            learner.calibrate(data.validation)
+            if config.calibrate is True:
+                learner.calibrate(data.validation)
+            else:
+                learner.temperature = config.calibrate
             write_json(folder / CALIBRATION_FILE, {"temperature": learner.temperature})
         write_json(folder / RESULTS_FILE, _results(learner, data, folder, done))
     replicas.wait()  # a process that ends would end the others

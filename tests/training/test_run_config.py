@@ -99,6 +99,7 @@ OTHERWISE = {
     "dataset.label_separator": ["target=labels", "dataset.label_separator=;"],
     "dataset.label_order": ["target=grade", "dataset.label_order=bad|good"],
     "dataset.streaming": ["dataset.streaming=true"],
+    "dataset.join_validation": ["dataset.join_validation=true"],
     "dataset.max_examples": ["dataset.max_examples=10"],
     "tokenizer.name": ["tokenizer=ngram", "model=bag_of_ngrams"],
     "tokenizer.vocabulary_size": ["tokenizer.vocabulary_size=99"],

@@ -212,7 +212,7 @@ def load_dataset(
         if task == GENERATION:
             texts = load_corpus(config) if streams else load_text_file(config)
             return _cut(texts, config.max_examples)
-        return _cut(load_classification_file(config, target), config.max_examples)
+        return _joined(load_classification_file(config, target), config)
     dataset = _dataset(config.name)
     if dataset.task != task:
         others = ", ".join(name for name, other in DATASETS.items() if other.task == task)
@@ -220,7 +220,7 @@ def load_dataset(
             f"dataset.name={config.name!r} is made for {dataset.task}, and this run is a {task}. "
             f'For {task}: {others}, or "file".'
         )
-    return _cut(_with_target(dataset.load(config), target, config.name), config.max_examples)
+    return _joined(_with_target(dataset.load(config), target, config.name), config)
 
 
 def fingerprint(config: DatasetConfig) -> str:
@@ -271,6 +271,26 @@ def _with_target(
         validation=each_by_itself(data.validation),
         test=each_by_itself(data.test),
     )
+
+
+def _joined(
+    data: ClassificationData | TextData, config: DatasetConfig
+) -> ClassificationData | TextData:
+    """`data`, cut to `max_examples`, with the validation split in training if that is asked for."""
+    data = _cut(data, config.max_examples)
+    if not config.join_validation:
+        return data
+    if isinstance(data, TextData):
+        raise DatasetError("dataset.join_validation=true is for labelled texts; leave it out.")
+    note = (
+        f"The {len(data.validation):,} validation texts are trained on (join_validation): figures "
+        "on them say nothing of new texts."
+    )
+    train = LabelledTexts(
+        [*data.train.texts, *data.validation.texts],
+        np.concatenate([data.train.labels, data.validation.labels]),
+    )
+    return replace(data, train=train, notes=(*data.notes, note))
 
 
 def _cut(

@@ -34,6 +34,7 @@ class DatasetConfig:
     label_separator: str = "|"  # between the labels of a text (target=labels), and in label_order
     label_order: str | None = None  # of target=grade: all labels, from the lowest to the highest
     streaming: bool | str = "auto"  # texts stay on disk; auto: of a folder, or 64 MB and more
+    join_validation: bool = False  # train on the validation split too, when all is decided
     max_examples: int | None = None  # of the training split, picked by hash; for a quick look
 
     def __post_init__(self) -> None:
