@@ -7,25 +7,36 @@ TensorFlow 1 too, and it gives the signatures as they were written.
 import functools
 import itertools
 import logging
+import math
 import threading
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  registers the ops a graph with a tokenizer inside needs
+from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
+from tensorflow.python.client import pywrap_tf_session
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from model.signatures import SERVING_DEFAULT, WARMUP_FILE
+from serving.batching import DEFAULT_POOL, Batcher, BatchingParameters, Key, Pool, read_parameters
 from serving.codec import Arrays, tensor_from_proto, type_name
+from serving.config import ConfigError, ServerConfig
 from serving.errors import Code, ServingError, invalid_argument
+from serving.timing import Timing
 
 log = logging.getLogger(__name__)
 
 MAX_WARMUP_RECORDS = 1000
-MAX_CALLABLES = 64  # distinct sets of outputs asked for, per signature and version
+MAX_CALLS = 256  # distinct sets of outputs asked for, per version
+MAX_TIMEOUT_MS = 2**31 - 1  # three weeks
+BATCHING_FILE = "batching_params.pbtxt"  # in a version's folder, where each has its own
+
+Loader = Callable[[str, int, Path], "Servable"]
 
 
 class Servable:
@@ -41,6 +52,7 @@ class Servable:
         version: int,
         session: tf.compat.v1.Session,
         signatures: dict[str, meta_graph_pb2.SignatureDef],
+        batching: tuple[BatchingParameters, Pool] | None = None,
     ) -> None:
         self.name = name
         self.version = version
@@ -48,7 +60,8 @@ class Servable:
         self._session = session
         self._users = 0
         self._users_lock = threading.Lock()
-        self._callable = functools.lru_cache(maxsize=MAX_CALLABLES)(self._make_callable)
+        self._call = functools.lru_cache(maxsize=MAX_CALLS)(self._make_call)
+        self._batcher = Batcher(*batching, self._run_session) if batching else None
 
     def retain(self) -> None:
         with self._users_lock:
@@ -63,52 +76,192 @@ class Servable:
         return self._users == 0
 
     def close(self) -> None:
-        self._callable.cache_clear()
         self._session.close()
 
-    def run(self, signature_name: str, inputs: Arrays, output_filter: Sequence[str] = ()) -> Arrays:
+    def run(
+        self,
+        signature_name: str,
+        inputs: Arrays,
+        output_filter: Sequence[str] = (),
+        *,
+        timeout: float | None = None,
+        timing: Timing | None = None,
+    ) -> Arrays:
         """Outputs by alias, only those of `output_filter` if it names any.
 
         Shapes are left to the graph: a signature's shapes are not a promise (TensorFlow Serving
-        does not check them either). Dtypes must match; nothing is cast.
+        does not check them either). Dtypes must match; nothing is cast. A run that takes longer
+        than `timeout` seconds raises DEADLINE_EXCEEDED. `timing` is told what took how long.
         """
-        signature = self.signatures.get(signature_name or SERVING_DEFAULT)
+        timing = Timing() if timing is None else timing
+        signature_name = signature_name or SERVING_DEFAULT
+        signature = self.signatures.get(signature_name)
         if signature is None:
             raise ServingError(
-                Code.FAILED_PRECONDITION,
-                f'Serving signature key "{signature_name or SERVING_DEFAULT}" not found.',
+                Code.FAILED_PRECONDITION, f'Serving signature key "{signature_name}" not found.'
             )
+        timing.version, timing.signature = self.version, signature_name
         feeds = _feeds(signature, inputs)
         aliases = _output_aliases(signature, output_filter)
-        fetches = sorted({signature.outputs[alias].name for alias in aliases})
-        results = self._callable(tuple(feeds), tuple(fetches))(*feeds.values())
+        fetches = tuple(sorted({signature.outputs[alias].name for alias in aliases}))
+        key, arrays = (tuple(feeds), fetches), tuple(feeds.values())
+        if self._batcher:
+            results = self._batcher.run(key, arrays, timeout, timing)
+        else:
+            start = time.perf_counter()
+            try:
+                results = self._run_session(key, arrays, timeout)
+            finally:
+                timing.compute += time.perf_counter() - start
         by_tensor = dict(zip(fetches, results, strict=True))
         return {alias: _as_array(by_tensor[signature.outputs[alias].name]) for alias in aliases}
 
-    def _make_callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...]):  # type: ignore[no-untyped-def]
-        # Session.run would refuse shapes in Python that the graph itself takes.
-        options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
-        return self._session._make_callable_from_options(options)
+    def _run_session(
+        self, key: Key, arrays: Sequence[np.ndarray], timeout: float | None
+    ) -> Sequence[np.ndarray]:
+        # Not Session.run, which refuses shapes in Python that the graph itself takes. Unlike a
+        # callable, whose time limit is fixed, this takes one for each run.
+        if timeout is not None and timeout <= 0:
+            raise ServingError(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification")
+        feeds, fetches = self._call(key)
+        options = None
+        if timeout is not None:
+            milliseconds = min(max(math.ceil(timeout * 1000), 1), MAX_TIMEOUT_MS)
+            options = pywrap_tf_session.TF_NewBufferFromString(
+                config_pb2.RunOptions(timeout_in_ms=milliseconds).SerializeToString()
+            )
+        try:
+            return pywrap_tf_session.TF_SessionRun_wrapper(
+                self._session._session,
+                options,
+                dict(zip(feeds, arrays, strict=True)),
+                fetches,
+                [],
+                None,
+            )
+        finally:
+            if options is not None:
+                pywrap_tf_session.TF_DeleteBuffer(options)
+
+    def _make_call(self, key: Key):  # type: ignore[no-untyped-def]
+        """The tensors of `key` in the form the session takes them."""
+        tensor = self._session.graph.get_tensor_by_name
+        return tuple([tensor(name)._as_tf_output() for name in names] for names in key)
 
 
-def load(name: str, version: int, path: Path) -> Servable:
-    """Loads the meta graph tagged `serve` and replays the version's warm-up requests.
+def loader(config: ServerConfig) -> Loader:
+    """`load` with the server's settings; batches of all its models share one pool of threads.
 
-    Raises whatever TensorFlow raises for a broken SavedModel; a failing warm-up fails the load.
+    Raises ConfigError for a file of settings that cannot be read.
     """
+    pool, parameters = None, None
+    if config.enable_batching:
+        parameters = BatchingParameters(thread_pool_name=DEFAULT_POOL)
+        if config.batching_parameters_file:
+            parameters = read_parameters(
+                "--batching_parameters_file", config.batching_parameters_file
+            )
+        pool = Pool(parameters.num_batch_threads, parameters.thread_pool_name)
+    _session_config(config)
+    return functools.partial(load, config=config, batching=parameters, pool=pool)
+
+
+def load(
+    name: str,
+    version: int,
+    path: Path,
+    *,
+    config: ServerConfig | None = None,
+    batching: BatchingParameters | None = None,
+    pool: Pool | None = None,
+) -> Servable:
+    """Loads the meta graph with the configured tags and replays the version's warm-up requests.
+
+    Without a `pool` nothing is batched. Raises ServingError or whatever TensorFlow raises for a
+    broken SavedModel; a failing warm-up fails the load.
+    """
+    config = config or ServerConfig()
+    if batching:
+        batching.check()
+    if batching and config.enable_per_model_batching_parameters:
+        file = path / BATCHING_FILE
+        batching = (
+            read_parameters("--enable_per_model_batching_parameters", file)
+            if file.exists()
+            else None
+        )
+        if batching:
+            batching.check()
     graph = tf.Graph()
-    # Grown as needed, GPU memory leaves room for a training run beside the server.
-    options = config_pb2.ConfigProto(gpu_options=config_pb2.GPUOptions(allow_growth=True))
-    session = tf.compat.v1.Session(graph=graph, config=options)
+    session = tf.compat.v1.Session(graph=graph, config=_session_config(config))
     try:
-        with graph.as_default():
-            meta_graph = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(path))
-        servable = Servable(name, version, session, dict(meta_graph.signature_def))
-        warm_up(servable, path / WARMUP_FILE)
+        signatures = _load_graph(session, config.saved_model_tags, path)
+        servable = Servable(
+            name, version, session, signatures, (batching, pool) if batching and pool else None
+        )
+        if config.enable_model_warmup:
+            warm_up(servable, path / WARMUP_FILE)
     except BaseException:
         session.close()
         raise
     return servable
+
+
+def _load_graph(
+    session: tf.compat.v1.Session, tags: str, path: Path
+) -> dict[str, meta_graph_pb2.SignatureDef]:
+    """The signatures of the SavedModel that `session` then holds, errors in the stock words."""
+    wanted = [tag for tag in tags.split(",") if tag]
+    try:
+        with session.graph.as_default():
+            meta_graph = tf.compat.v1.saved_model.loader.load(session, wanted, str(path))
+    except OSError as error:
+        if not any((path / file).exists() for file in ("saved_model.pb", "saved_model.pbtxt")):
+            raise ServingError(
+                Code.NOT_FOUND,
+                "Could not find SavedModel .pb or .pbtxt at supplied export directory path: "
+                f"{path}. Check that the directory exists and that you have the right "
+                "permissions for accessing it.",
+            ) from error
+        raise ServingError(
+            Code.DATA_LOSS, f"Can't parse {path / 'saved_model.pb'} as binary proto"
+        ) from error
+    except RuntimeError as error:
+        if "MetaGraphDef associated with tags" not in str(error):
+            raise
+        raise ServingError(
+            Code.NOT_FOUND,
+            f"Could not find meta graph def matching supplied tags: {{ {' '.join(wanted)} }}. To "
+            "inspect available tag-sets in the SavedModel, please use the SavedModel CLI: "
+            "`saved_model_cli`",
+        ) from error
+    return dict(meta_graph.signature_def)
+
+
+def _session_config(config: ServerConfig) -> config_pb2.ConfigProto:
+    settings = config_pb2.ConfigProto()
+    file = config.tensorflow_session_config_file
+    if file:
+        try:
+            text_format.Parse(file.read_text(encoding="utf-8"), settings)
+        except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+            raise ConfigError(
+                f"Invalid protobuf file: '{file}' of --tensorflow_session_config_file should "
+                f"hold a text-format tensorflow.ConfigProto: {error}"
+            ) from error
+    both = config.tensorflow_session_parallelism
+    if intra := config.tensorflow_intra_op_parallelism or both:
+        settings.intra_op_parallelism_threads = intra
+    if inter := config.tensorflow_inter_op_parallelism or both:
+        settings.inter_op_parallelism_threads = inter
+    if config.per_process_gpu_memory_fraction:
+        settings.gpu_options.per_process_gpu_memory_fraction = (
+            config.per_process_gpu_memory_fraction
+        )
+    elif not file:
+        # Grown as needed, GPU memory leaves room for a training run beside the server.
+        settings.gpu_options.allow_growth = True
+    return settings
 
 
 def warm_up(servable: Servable, path: Path) -> None:
@@ -139,10 +292,22 @@ def warm_up(servable: Servable, path: Path) -> None:
             raise ServingError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")
 
 
-def predict(servable: Servable, request: predict_pb2.PredictRequest) -> Arrays:
+def predict(
+    servable: Servable,
+    request: predict_pb2.PredictRequest,
+    *,
+    timeout: float | None = None,
+    timing: Timing | None = None,
+) -> Arrays:
     """Answers a PredictRequest; which model it names is the caller's matter."""
     inputs = {alias: tensor_from_proto(alias, proto) for alias, proto in request.inputs.items()}
-    return servable.run(request.model_spec.signature_name, inputs, list(request.output_filter))
+    return servable.run(
+        request.model_spec.signature_name,
+        inputs,
+        list(request.output_filter),
+        timeout=timeout,
+        timing=timing,
+    )
 
 
 def _as_array(result: np.ndarray | bytes) -> np.ndarray:

@@ -62,7 +62,7 @@ async def _serve(config: ServerConfig, listener: socket.socket | None) -> bool:
         def capture_signals(self) -> Iterator[None]:
             yield  # signals are ours: draining comes before closing
 
-    repository = Repository(config, servable.load)
+    repository = Repository(config, servable.loader(config))
     service = Service(repository)
     stopping = _stop_on_signals()
     host = url_host(config.host)

@@ -59,11 +59,13 @@ def test_a_request_shows_where_its_time_went():
 
 def test_metrics_without_labels_and_gauges():
     before = metrics.counter("/tensorflow/serving/batching_session/wrapped_run_count")
-    metrics.observe_batch(rows=5, padded_rows=8)
+    metrics.observe_batch(rows=5, padded_rows=4099)
     name = ":tensorflow:serving:batching_session:wrapped_run_count"
     assert metrics.counter(name) == before + 1
     assert lines_with(name)[1] == f"{name}{{}} {before + 1}"
-    padding = ':tensorflow:serving:batching_session:padding_size_sum{execution_batch_size="8"} 3'
+    padding = (
+        ':tensorflow:serving:batching_session:padding_size_sum{execution_batch_size="4099"} 4094'
+    )
     assert lines_with(padding)
     assert metrics.counter("no such name") is None
 

@@ -5,11 +5,13 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
-from toy_exports import gate_model, scale_model
+from toy_exports import example, examples_model, gate_model, save_graph, scale_model, v1
 
 from model.signatures import WARMUP_FILE
 from serving import servable
+from serving.config import ConfigError, ServerConfig
 from serving.errors import Code, ServingError
+from serving.timing import Timing
 
 
 def write_warmup(path, records):
@@ -107,3 +109,101 @@ def test_two_outputs_of_one_tensor(tmp_path):
         "y": [3.0],
     }
     loaded.close()
+
+
+def strings(*values):
+    return np.array(values, object)
+
+
+def test_tensorflow_1_graphs_with_reference_variables_and_parsed_examples(tmp_path):
+    loaded = servable.load("m", 1, examples_model(tmp_path / "1"))
+    examples = strings(example(x=2.0, x2=1.0), example(x=4.0))
+    assert loaded.run("", {"x": np.array([[2.0]], np.float32)})["y"].tolist() == [[3.0]]
+    regressed = loaded.run("regress_x2_to_y3", {"inputs": examples})
+    assert regressed["outputs"].tolist() == [[3.5], [3.0]]
+    classified = loaded.run("classify_with_names", {"inputs": examples})
+    assert classified["scores"].tolist() == [[3.0], [4.0]]
+    assert classified["classes"].tolist() == [[b"y"], [b"y"]]
+    single = loaded.run("single", {"inputs": np.array(example(x=6.0), object)})
+    assert single["y"].tolist() == [5.0]
+    assert loaded.signatures["regress_x_to_y"].method_name == "tensorflow/serving/regress"
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Could not parse example"):
+        loaded.run("regress_x_to_y", {"inputs": strings(b"no example")})
+    loaded.close()
+
+
+def test_shapes_are_left_to_the_graph(tmp_path):
+    loaded = servable.load("m", 1, scale_model(tmp_path / "1"))
+    assert loaded.run("", {"x": np.array([2.0, 4.0], np.float32)})["y"].tolist() == [3.0, 4.0]
+    assert loaded.run("", {"x": np.array(2.0, np.float32)})["y"].tolist() == 3.0
+    loaded.close()
+
+
+def test_a_run_ends_at_its_own_time_limit(tmp_path):
+    loaded = servable.load("m", 1, gate_model(tmp_path / "1"))
+    leave = tmp_path / "leave"
+    files = {"entry": tmp_path / "entry", "leave": leave}
+    inputs = {alias: strings(str(file).encode()) for alias, file in files.items()}
+    with pytest.raises(tf.errors.DeadlineExceededError):
+        loaded.run("", inputs, timeout=0.05)
+    with pytest.raises(ServingError) as caught:
+        loaded.run("", inputs, timeout=-1.0)
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+    leave.touch()
+    timing = Timing()
+    assert loaded.run("", inputs, timeout=60.0, timing=timing)["passed"].all()
+    assert timing.compute > 0
+    assert (timing.version, timing.signature, timing.batch_rows) == (1, "serving_default", 0)
+    loaded.close()
+
+
+def test_the_meta_graph_is_chosen_by_tags(tmp_path):
+    def build():
+        x = v1.placeholder(tf.float32, None, "x")
+        return {"serving_default": ({"x": x}, {"y": x + 1.0})}
+
+    path = save_graph(tmp_path / "1", build, tags=["serve", "gpu"])
+    loaded = servable.load("m", 1, path, config=ServerConfig(saved_model_tags="gpu,serve"))
+    assert loaded.run("", {"x": np.array([1.0], np.float32)})["y"].tolist() == [2.0]
+    loaded.close()
+    error = load_error(path)
+    assert error.code is Code.NOT_FOUND
+    assert error.message.startswith(
+        "Could not find meta graph def matching supplied tags: { serve }."
+    )
+
+
+def test_folders_without_a_sound_graph(tmp_path):
+    empty, broken = tmp_path / "1", tmp_path / "2"
+    empty.mkdir()
+    broken.mkdir()
+    (broken / "saved_model.pb").write_bytes(b"no graph")
+    error = load_error(empty)
+    assert error.code is Code.NOT_FOUND
+    assert error.message == (
+        "Could not find SavedModel .pb or .pbtxt at supplied export directory path: "
+        f"{empty}. Check that the directory exists and that you have the right permissions for "
+        "accessing it."
+    )
+    error = load_error(broken)
+    assert error.code is Code.DATA_LOSS
+    assert error.message == f"Can't parse {broken / 'saved_model.pb'} as binary proto"
+
+
+def test_session_settings(tmp_path):
+    file = tmp_path / "session.config"
+    file.write_text("inter_op_parallelism_threads: 3 allow_soft_placement: true")
+    settings = servable._session_config(
+        ServerConfig(tensorflow_session_config_file=file, tensorflow_intra_op_parallelism=2)
+    )
+    assert settings.inter_op_parallelism_threads == 3
+    assert settings.intra_op_parallelism_threads == 2
+    assert settings.allow_soft_placement
+    settings = servable._session_config(
+        ServerConfig(tensorflow_session_parallelism=4, per_process_gpu_memory_fraction=0.5)
+    )
+    assert settings.inter_op_parallelism_threads == settings.intra_op_parallelism_threads == 4
+    assert settings.gpu_options.per_process_gpu_memory_fraction == 0.5
+    file.write_text("no_such_field: 1")
+    with pytest.raises(ConfigError, match="--tensorflow_session_config_file"):
+        servable.loader(ServerConfig(tensorflow_session_config_file=file))

@@ -1,13 +1,14 @@
 """Small SavedModels with every kind of signature the server must cope with."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tensorflow as tf
 
 v1 = tf.compat.v1
-Signatures = dict[str, tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]]
+# Inputs, outputs and, where it is not predict, the method.
+Signatures = dict[str, tuple]
 
 LABELS = ["negative", "positive", "neutral"]
 IDENTITY_TYPES = [
@@ -34,7 +35,9 @@ def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
         time.sleep(0.01)
 
 
-def save_graph(path: Path, build: Callable[[], Signatures]) -> Path:
+def save_graph(
+    path: Path, build: Callable[[], Signatures], tags: Sequence[str] = ("serve",)
+) -> Path:
     """Writes a SavedModel in the manner of TensorFlow 1: a graph, a session, a builder."""
     with tf.Graph().as_default(), v1.Session() as session:
         signatures = build()
@@ -42,21 +45,23 @@ def save_graph(path: Path, build: Callable[[], Signatures]) -> Path:
         builder = v1.saved_model.Builder(str(path))
         builder.add_meta_graph_and_variables(
             session,
-            ["serve"],
-            signature_def_map={
-                name: _signature(inputs, outputs) for name, (inputs, outputs) in signatures.items()
-            },
+            list(tags),
+            signature_def_map={name: _signature(*parts) for name, parts in signatures.items()},
         )
         builder.save()
     return path
 
 
-def _signature(inputs: dict[str, tf.Tensor], outputs: dict[str, tf.Tensor]):
+def _signature(
+    inputs: dict[str, tf.Tensor],
+    outputs: dict[str, tf.Tensor],
+    method: str = "tensorflow/serving/predict",
+):
     info = v1.saved_model.build_tensor_info
     return v1.saved_model.build_signature_def(
         {alias: info(tensor) for alias, tensor in inputs.items()},
         {alias: info(tensor) for alias, tensor in outputs.items()},
-        "tensorflow/serving/predict",
+        method,
     )
 
 
@@ -67,6 +72,52 @@ def scale_model(path: Path, factor: float = 0.5) -> Path:
         x = v1.placeholder(tf.float32, [None, 1], "x")
         y = tf.add(v1.get_variable("factor", initializer=factor) * x, 2.0)
         return {"serving_default": ({"x": x}, {"y": y})}
+
+    return save_graph(path, build)
+
+
+def example(**features: float | int | bytes) -> bytes:
+    """A serialised tf.Example of single values."""
+    lists = {
+        float: lambda value: tf.train.Feature(float_list=tf.train.FloatList(value=[value])),
+        int: lambda value: tf.train.Feature(int64_list=tf.train.Int64List(value=[value])),
+        bytes: lambda value: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])),
+    }
+    feature = {name: lists[type(value)](value) for name, value in features.items()}
+    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+
+
+def examples_model(path: Path) -> Path:
+    """Half plus two as in 2017: reference variables, tf.Examples parsed in the graph."""
+
+    def build() -> Signatures:
+        a = v1.Variable(0.5, use_resource=False, name="a")
+        b = v1.Variable(2.0, use_resource=False, name="b")
+        c = v1.Variable(3.0, use_resource=False, name="c")
+        serialized = v1.placeholder(tf.string, None, "tf_example")
+        features = {
+            "x": tf.io.FixedLenFeature([1], tf.float32),
+            "x2": tf.io.FixedLenFeature([1], tf.float32, default_value=[0.0]),
+        }
+        parsed = v1.parse_example(serialized, features)
+        x = tf.identity(parsed["x"], "x")
+        y, y3 = a * x + b, a * parsed["x2"] + c
+        class_name = tf.fill(tf.shape(y), "y")
+        one = v1.placeholder(tf.string, [], "one_example")
+        single = tf.io.parse_single_example(one, {"x": tf.io.FixedLenFeature([1], tf.float32)})
+        classify, regress = (f"tensorflow/serving/{kind}" for kind in ("classify", "regress"))
+        return {
+            "serving_default": ({"x": x}, {"y": y}),
+            "classify_x_to_y": ({"inputs": serialized}, {"scores": y}, classify),
+            "classify_with_names": (
+                {"inputs": serialized},
+                {"scores": y, "classes": class_name},
+                classify,
+            ),
+            "regress_x_to_y": ({"inputs": serialized}, {"outputs": y}, regress),
+            "regress_x2_to_y3": ({"inputs": serialized}, {"outputs": y3}, regress),
+            "single": ({"inputs": one}, {"y": a * single["x"] + b}),
+        }
 
     return save_graph(path, build)
 
@@ -188,6 +239,7 @@ def generator_model(path: Path) -> Path:
 MODELS = {
     "classifier": classifier_model,
     "generator": generator_model,
+    "examples": examples_model,
     "half_plus_two": scale_model,
     "mixed": mixed_model,
     "types": types_model,
