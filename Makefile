@@ -2,6 +2,7 @@
 PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
+REQUIREMENTS := requirements.txt requirements-server.txt requirements-ui.txt
 # Options of the demo and of single steps: make demo DATA=reviews.csv, make demo RECIPES="sst2 tnews"
 RECIPES ?= sentiment topics stories
 DATA ?=
@@ -27,11 +28,11 @@ help:
 setup: $(VENV)/.runtime
 setup-dev: $(VENV)/.dev
 
-$(VENV)/.runtime: requirements.txt scripts/setup.sh
+$(VENV)/.runtime: $(REQUIREMENTS) scripts/setup.sh
 	@sh scripts/setup.sh "$(VENV)" requirements.txt "$(PYTHON)"
 	@touch $@
 
-$(VENV)/.dev: requirements.txt requirements-dev.txt scripts/setup.sh
+$(VENV)/.dev: $(REQUIREMENTS) requirements-dev.txt scripts/setup.sh
 	@sh scripts/setup.sh "$(VENV)" requirements-dev.txt "$(PYTHON)"
 	@touch $(VENV)/.runtime $@
 
