@@ -30,7 +30,7 @@ FROM base AS train
 COPY --from=train-packages /venv /venv
 COPY model model
 COPY training training
-USER stepwise
+USER 10001
 ENV PATH=/venv/bin:$PATH
 WORKDIR /work
 ENV PYTHONPATH=/app
@@ -43,7 +43,7 @@ COPY --from=ui-packages /venv /venv
 COPY serving/__init__.py serving/client.py serving/
 COPY .streamlit .streamlit
 COPY ui ui
-USER stepwise
+USER 10001
 ENV PATH=/venv/bin:$PATH
 EXPOSE 8502
 HEALTHCHECK --start-period=20s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8502/_stcore/health', timeout=2)"]
@@ -53,7 +53,7 @@ FROM base AS server
 COPY --from=server-packages /venv /venv
 COPY model model
 COPY serving serving
-USER stepwise
+USER 10001
 ENV PATH=/venv/bin:$PATH
 EXPOSE 8500 8501
 HEALTHCHECK --start-period=60s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8501/healthz', timeout=2)"]

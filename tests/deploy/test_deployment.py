@@ -75,8 +75,8 @@ def stages():
 @pytest.mark.parametrize("name", ["server", "ui", "train"])
 def test_an_image_runs_as_a_user_and_hears_signals(name):
     lines = stages()[name]["lines"]
-    assert "USER stepwise" in lines
-    assert lines.index("USER stepwise") < min(
+    assert "USER 10001" in lines
+    assert lines.index("USER 10001") < min(
         i for i, line in enumerate(lines) if line.startswith("ENTRYPOINT")
     )
     [entry] = [line for line in lines if line.startswith("ENTRYPOINT")]
@@ -141,7 +141,14 @@ def test_a_pod_is_drained_before_it_is_killed():
     assert container["securityContext"]["readOnlyRootFilesystem"]
 
 
-def test_ports_and_volumes_of_the_manifests_fit_together():
+def test_ports_volumes_and_labels_of_the_manifests_fit_together():
+    label = {"app.kubernetes.io/name": "stepwise"}
+    deployment = manifest("Deployment")["spec"]
+    assert deployment["template"]["metadata"]["labels"] == label
+    assert deployment["selector"]["matchLabels"] == label
+    assert manifest("Service")["spec"]["selector"] == label
+    assert manifest("PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == label
+    assert manifest("NetworkPolicy")["spec"]["podSelector"]["matchLabels"] == label
     spec = manifest("Deployment")["spec"]["template"]["spec"]
     ports = {port["name"] for port in spec["containers"][0]["ports"]}
     assert {port["targetPort"] for port in manifest("Service")["spec"]["ports"]} <= ports
