@@ -1,7 +1,7 @@
 """Settings of the server, checked when made. Plain Python, so that `--help` answers at once."""
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,57 +36,70 @@ class VersionPolicy:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One model: `base_path` holds a folder with an integer name per version."""
+    """One model: `base_path` holds a folder with an integer name per version.
+
+    Any name will do: in a URL its '/' and ':' are percent-encoded.
+    """
 
     name: str
     base_path: Path
     policy: VersionPolicy = field(default_factory=VersionPolicy)
-
-    def __post_init__(self) -> None:
-        if not self.name or "/" in self.name or ":" in self.name:
-            raise ConfigError(
-                f"A model's name must be a text without '/' and ':', or no URL could name it. "
-                f"Received: {self.name!r}"
-            )
+    labels: Mapping[str, int] = field(default_factory=dict)  # label -> version
+    platform: str = "tensorflow"
 
 
-def _flag(default: Any, mark: str, text: str) -> Any:
+def _flag(default: Any, mark: str, text: str, *, refusal: str = "", signed: bool = False) -> Any:
     """A flag of tensorflow_model_server under its own name: `--name_of_field=value`.
 
-    `mark`: M works, A is accepted and acted on simply, I is accepted and ignored, X is refused.
+    `mark`: M works, A is accepted and acted on simply, I is accepted and ignored, X is refused
+    with `refusal` for any value but the default.
     """
-    return field(default=default, metadata={"mark": mark, "help": text})
+    metadata = {"mark": mark, "help": text, "refusal": refusal, "signed": signed}
+    return field(default=default, metadata=metadata)
 
 
-def _option(default: Any, text: str) -> Any:
-    """An option of ours, which the stock server does not know: `--name-of-field value`."""
-    return field(default=default, metadata={"help": text})
+def _option(default: Any, text: str, *, name: str = "") -> Any:
+    """An option of ours, which the stock server does not know: `--name-of-field=value`."""
+    return field(default=default, metadata={"name": name, "help": text})
+
+
+NO_TFLITE = "this server runs TensorFlow graphs only; convert nothing and serve the SavedModel"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """Everything `python -m serving` can be told. Sizes are bytes, times seconds unless named.
 
-    `model_config_file` or `models` say what to serve. Without either, every folder of `exports`
-    that holds a version is a model, or only those in `only_models`, and folders that appear later
-    are picked up.
+    `model_config_file`, `model_base_path` or `models` say what to serve. Without any of them, every
+    folder of `exports` that holds a version is a model, or only those in `only_models`, and folders
+    that appear later are picked up. `serving/flags.py` makes the command line from these fields.
     """
 
     # ---------------------------------------------------- flags of tensorflow_model_server
-    port: int = _flag(8500, "M", "gRPC; 0 is off")
+    port: int = _flag(8500, "M", "gRPC; 0 is off and needs grpc_socket_path")
     grpc_socket_path: str = _flag("", "M", "also listen for gRPC on this unix socket")
     rest_api_port: int = _flag(8501, "M", "REST; 0 is off (of the stock server: 0)")
     rest_api_num_threads: int = _flag(0, "A", "threads that answer requests; 0: 4 for each CPU")
     rest_api_timeout_in_ms: int = _flag(30_000, "M", "time limit of one REST inference")
     rest_api_enable_cors_support: bool = _flag(False, "M", "CORS headers on answers below /v1/")
-    model_config_file: Path | None = _flag(None, "M", "a text-format ModelServerConfig")
-    model_config_file_poll_wait_seconds: int = _flag(0, "M", "re-read it so often; 0 is never")
+    model_name: str = _flag("default", "M", "name of the model of model_base_path")
+    model_base_path: Path | None = _flag(None, "M", "folder of one model, with version folders")
+    model_config_file: Path | None = _flag(
+        None, "M", "a text-format ModelServerConfig; the two flags above are then ignored"
+    )
+    model_config_file_poll_wait_seconds: int = _flag(
+        0, "M", "re-read it so often; 0 is never", signed=True
+    )
     file_system_poll_wait_seconds: float = _flag(
-        1.0, "M", "how often new versions are looked for; 0 is once, negative never"
+        1.0, "M", "how often new versions are looked for; 0 is once, negative never", signed=True
     )
     max_num_load_retries: int = _flag(5, "M", "further tries after a failed load")
-    load_retry_interval_seconds: float = 60.0
-    num_load_threads: int = _flag(0, "A", "loads at once; 0: one by one")
+    load_retry_interval_micros: int = _flag(
+        60_000_000, "M", "pause between those tries; negative is none", signed=True
+    )
+    num_load_threads: int = _flag(
+        0, "A", "loads at once; 0: one by one, at the start 4 for each CPU"
+    )
     num_unload_threads: int = _flag(0, "A", "unloads at once; 0: one by one")
     allow_version_labels_for_unavailable_models: bool = _flag(
         False, "M", "a label not yet in use may point to a version that is not loaded yet"
@@ -115,11 +128,37 @@ class ServerConfig:
     tensorflow_inter_op_parallelism: int = _flag(0, "A", "ops at once")
     tensorflow_session_config_file: Path | None = _flag(None, "A", "a text-format ConfigProto")
     per_process_gpu_memory_fraction: float = _flag(0.0, "A", "share of GPU memory; 0: as needed")
+    version: bool = _flag(False, "M", "print two lines of versions and exit")
+    flush_filesystem_caches: bool = _flag(True, "I", "drop the page cache after loading")
+    remove_unused_fields_from_bundle_metagraph: bool = _flag(True, "I", "save memory")
+    enable_profiler: bool = _flag(True, "I", "gRPC ProfilerService")
+    prefer_tflite_model: bool = _flag(False, "X", "serve model.tflite", refusal=NO_TFLITE)
+    num_tflite_pools: int = _flag(0, "X", "pools of TFLite interpreters", refusal=NO_TFLITE)
+    num_tflite_interpreters_per_pool: int = _flag(
+        1, "X", "TFLite interpreters in each", refusal=NO_TFLITE
+    )
+    xla_cpu_compilation_enabled: bool = _flag(False, "I", "allow XLA on the CPU: always allowed")
+    xla_gpu_compilation_enabled: bool = _flag(False, "I", "allow XLA on the GPU: always allowed")
+    mixed_precision: str = _flag("", "I", "special builds: rewrite the graph to this type")
+    skip_initialize_tpu: bool = _flag(False, "I", "special builds: leave TPUs alone")
+    use_alts_credentials: bool = _flag(False, "I", "special builds: ALTS on gRPC")
+    thread_pool_factory_config_file: Path | None = _flag(
+        None, "I", "special builds: thread pools by configuration"
+    )
+    platform_config_file: Path | None = _flag(
+        None,
+        "X",
+        "a PlatformConfigMap in place of the built-in platform",
+        refusal="this server has one platform, TensorFlow; give what the file sets as flags: "
+        "--enable_batching, --saved_model_tags, --tensorflow_session_config_file",
+    )
 
     # ---------------------------------------------------- what to serve, by our own names
     models: tuple[ModelConfig, ...] = ()
-    exports: Path = Path("exports")
-    only_models: tuple[str, ...] = ()
+    exports: Path = _option(
+        Path("exports"), "each folder in it that holds a version is a model; later ones, too"
+    )
+    only_models: tuple[str, ...] = _option((), "of --exports, only these: A,B", name="models")
     allow_foreign: bool = _option(False, "load models without a manifest of ours, too")
     engine: str = _option("auto", "what answers")
     backend: str = _option("", "HOST:PORT of the stock server's gRPC, for --engine remote")
@@ -153,29 +192,62 @@ class ServerConfig:
     telemetry: bool = _option(False, "OpenTelemetry traces, set by its own OTEL_ variables")
 
     def __post_init__(self) -> None:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            flag = flag_of(setting)
+            if setting.type in (int, float) and not setting.metadata.get("signed") and value < 0:
+                raise ConfigError(f"{flag} must be >= 0. Received: {value}")
+            if setting.metadata.get("mark") == "X" and value != setting.default:
+                raise ConfigError(f"{flag}: {setting.metadata['refusal']}")
         for flag, port in (("--port", self.port), ("--rest_api_port", self.rest_api_port)):
-            if not 0 <= port <= 65535:
+            if port > 65535:
                 raise ConfigError(f"{flag} must be between 0 and 65535. Received: {port}")
-        if self.port == self.rest_api_port:
-            raise ConfigError(
-                "--port (gRPC) and --rest_api_port must differ, and one of them must not be 0. "
-                f"Received: {self.port} for both"
-            )
         if self.engine not in ENGINES:
             raise ConfigError(
                 f"--engine must be one of {', '.join(ENGINES)}. Received: {self.engine!r}"
             )
-        for flag, value in (
-            ("--drain-seconds", self.drain_seconds),
-            ("--max_num_load_retries", self.max_num_load_retries),
-            ("--load_retry_interval_micros", self.load_retry_interval_seconds),
+        if self.batching_parameters_file and not self.enable_batching:
+            raise ConfigError(
+                "server_options.batching_parameters_file is set without setting "
+                "server_options.enable_batching to true."
+            )
+        if (
+            self.tensorflow_session_parallelism
+            and self.tensorflow_intra_op_parallelism
+            and self.tensorflow_inter_op_parallelism
         ):
-            if value < 0:
-                raise ConfigError(f"{flag} must be >= 0. Received: {value}")
-        names = [model.name for model in self.models]
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError(f"Illegal to list model {name} multiple times in config list")
+            raise ConfigError(
+                "Either configure server_options.tensorflow_session_parallelism or "
+                "(server_options.tensorflow_intra_op_parallelism, "
+                "server_options.tensorflow_inter_op_parallelism) separately. "
+                "You cannot configure all."
+            )
+        check_names(self.models)
+
+    @property
+    def load_retry_interval_seconds(self) -> float:
+        return max(0, self.load_retry_interval_micros) / 1e6
+
+    @property
+    def is_discovering(self) -> bool:
+        """Whether the models are the folders of `exports`, rather than named one by one."""
+        return not (self.models or self.model_config_file or self.model_base_path)
+
+
+def flag_of(setting: Field[Any]) -> str:
+    """How a field is written on the command line; empty when it cannot be."""
+    if "mark" in setting.metadata:
+        return f"--{setting.name}"
+    if "help" in setting.metadata:
+        return f"--{setting.metadata['name'] or setting.name.replace('_', '-')}"
+    return ""
+
+
+def check_names(models: Collection[ModelConfig]) -> None:
+    names = [model.name for model in models]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"Illegal to list model {name} multiple times in config list")
 
 
 def version_folders(base_path: Path) -> dict[int, Path]:
@@ -213,55 +285,3 @@ def _may_hold_version(folder: Path) -> bool:
         return False  # gone since it was listed
     except OSError:
         return True  # unreadable: whoever loads it reports that, under the model's name
-
-
-def current_models(config: ServerConfig) -> tuple[ModelConfig, ...]:
-    """What to serve at this moment."""
-    return config.models or discover_models(config.exports, config.only_models)
-
-
-def read_model_config_file(path: Path) -> tuple[ModelConfig, ...]:
-    """The models of a text-format ModelServerConfig file."""
-    from google.protobuf import text_format
-    from tensorflow_serving.config import model_server_config_pb2
-
-    try:
-        parsed = text_format.Parse(
-            path.read_text(encoding="utf-8"), model_server_config_pb2.ModelServerConfig()
-        )
-    except OSError as error:
-        raise ConfigError(f"--model_config_file cannot be read: {error}") from error
-    except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            "Error parsing text-format tensorflow.serving.ModelServerConfig of "
-            f"--model_config_file={path}: {error}"
-        ) from error
-    models = []
-    for entry in parsed.model_config_list.config:
-        if not Path(entry.base_path).is_absolute():
-            raise ConfigError(
-                f"Expected model {entry.name} to have an absolute path or URI; "
-                f"got base_path()={entry.base_path}"
-            )
-        if entry.model_platform != "tensorflow":
-            raise ConfigError(
-                f"Model {entry.name} requests unsupported platform {entry.model_platform!r}; "
-                'write model_platform: "tensorflow"'
-            )
-        if entry.version_labels:
-            raise ConfigError(
-                f"Model {entry.name}: version_labels are not supported by this server yet; "
-                "remove them, or use --engine binary"
-            )
-        policy = VersionPolicy()
-        chosen = entry.model_version_policy.WhichOneof("policy_choice")
-        if chosen == "all":
-            policy = VersionPolicy(latest=0)
-        elif chosen == "latest":
-            policy = VersionPolicy(latest=entry.model_version_policy.latest.num_versions or 1)
-        elif chosen == "specific":
-            policy = VersionPolicy(specific=tuple(entry.model_version_policy.specific.versions))
-            if not policy.specific:
-                raise ConfigError(f"Model {entry.name}: the specific policy must list versions")
-        models.append(ModelConfig(entry.name, Path(entry.base_path), policy))
-    return tuple(models)

@@ -6,39 +6,52 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from serving import flags, model_configs
 from serving.config import (
     ConfigError,
     ModelConfig,
     ServerConfig,
-    current_models,
     discover_models,
-    read_model_config_file,
+    flag_of,
     version_folders,
 )
+from serving.errors import ServingError
 from serving.sockets import listen, url_host
 
 log = logging.getLogger(__name__)
 
 BINARY = "tensorflow_model_server"
-IMAGE = "tensorflow/serving:2.20.0"
+PROTOCOL_VERSION = "2.20.0"  # of the TensorFlow Serving that the embedded server is alike
+IMAGE = f"tensorflow/serving:{PROTOCOL_VERSION}"
 CONFIG_POLL_SECONDS = 1  # how often new folders of --exports are looked for
+
+
+# Options of ours that say what and where, or that a stock server needs nothing of.
+NEUTRAL_OPTIONS = ("exports", "only_models", "engine", "host", "allow_foreign", "insecure")
 
 
 def launch(config: ServerConfig) -> int:
     """Serves with the engine of `config` until it ends; returns its exit code.
 
-    Raises ConfigError when the engine, a port or the models are not there.
+    Raises ConfigError or ServingError when the engine, a port or the models are not there.
     """
-    engine, reason = choose_engine(config.engine)
+    own = _own_options(config)
+    engine, reason = choose_engine(config.engine, own)
     log.info("Engine: %s (%s)", engine, reason)
-    if config.model_config_file and engine != "binary":
-        config = replace(config, models=read_model_config_file(config.model_config_file))
-    if not (config.model_config_file and engine == "binary"):
-        check_models(config)
+    if engine in ("binary", "docker") and own:
+        raise ConfigError(
+            f"{', '.join(own)} would have no effect: {BINARY} knows nothing like it; leave it out, "
+            "or use --engine embedded"
+        )
+    config = _with_ports_apart(config)
+    if config.is_discovering:
+        check_exports(config)
+    elif engine == "embedded":
+        config = replace(config, models=model_configs.current_models(config))
     for flag, port in (("--port", config.port), ("--rest_api_port", config.rest_api_port)):
         if port:
             listen(config.host, port, flag).close()  # ask before anything slow begins
@@ -54,10 +67,38 @@ def launch(config: ServerConfig) -> int:
         return _run_docker(config, file)
 
 
-def choose_engine(engine: str) -> tuple[str, str]:
-    """The engine to use and why."""
+def _own_options(config: ServerConfig) -> list[str]:
+    """The options given that tensorflow_model_server has nothing like."""
+    return [
+        flag_of(setting)
+        for setting in flags.settings()
+        if "mark" not in setting.metadata
+        and setting.name not in NEUTRAL_OPTIONS
+        and getattr(config, setting.name) != setting.default
+    ]
+
+
+def _with_ports_apart(config: ServerConfig) -> ServerConfig:
+    if not config.port and not config.grpc_socket_path:
+        raise ConfigError(
+            "At least one of server_options.grpc_port or server_options.grpc_socket_path must be "
+            "set: give --port or --grpc_socket_path"
+        )
+    if config.port and config.port == config.rest_api_port:
+        log.error(
+            "--rest_api_port cannot be the same as --port. Please use a different port for "
+            "HTTP/REST API. Skipped exporting HTTP/REST API."
+        )
+        return replace(config, rest_api_port=0)
+    return config
+
+
+def choose_engine(engine: str, own_options: Sequence[str] = ()) -> tuple[str, str]:
+    """The engine to use and why; `own_options` are those given that only the embedded one has."""
     if engine == "auto":
         path = shutil.which(BINARY)
+        if path and own_options:
+            return "embedded", f"found {path}, which has no {own_options[0]}"
         if path:
             return "binary", f"found {path}"
         return "embedded", f"no {BINARY} on the PATH"
@@ -86,22 +127,20 @@ def _check_docker() -> None:
         )
 
 
-def check_models(config: ServerConfig) -> None:
-    """Raises ConfigError unless there is something to serve, under every name asked for."""
-    found = current_models(config)
-    if not config.models:
-        known = [model.name for model in discover_models(config.exports)]
-        for name in config.only_models:
-            if name not in known:
-                raise ConfigError(
-                    f"--models: {config.exports.resolve()} holds no model named {name!r}; "
-                    f"it holds: {', '.join(known) or 'none'}"
-                )
-    if not any(_has_version(model) for model in found):
-        looked_in = [str(m.base_path.resolve()) for m in found] or [str(config.exports.resolve())]
+def check_exports(config: ServerConfig) -> None:
+    """Raises ConfigError unless `exports` holds something to serve, under every name asked for."""
+    known = [model.name for model in discover_models(config.exports)]
+    for name in config.only_models:
+        if name not in known:
+            raise ConfigError(
+                f"--models: {config.exports.resolve()} holds no model named {name!r}; "
+                f"it holds: {', '.join(known) or 'none'}"
+            )
+    if not any(map(_has_version, model_configs.current_models(config))):
         raise ConfigError(
-            f"Nothing to serve: no folder with a version number in {', '.join(looked_in)}; make "
-            "an export with `python -m training`, or point --exports or --model_base_path at one"
+            f"Nothing to serve: no folder with a version number in {config.exports.resolve()}; "
+            "make an export with `python -m training`, or point --exports or --model_base_path at "
+            "one"
         )
 
 
@@ -115,12 +154,12 @@ def _has_version(model: ModelConfig) -> bool:
 def _run_binary(config: ServerConfig, file: Path) -> int:
     if config.host not in ("0.0.0.0", "::"):
         log.warning("%s listens on all interfaces; it cannot be held to --host", BINARY)
-    ports = [f"--port={config.port}", f"--rest_api_port={config.rest_api_port}"]
-    if config.model_config_file:
-        path = str(config.model_config_file.resolve())
-        return run_child([BINARY, *ports, *_model_flags(config, path)])
+    command = [BINARY, f"--port={config.port}", f"--rest_api_port={config.rest_api_port}"]
+    given = _stock_flags(config)
+    if not config.is_discovering:
+        return run_child([*command, *given])
     write = _config_writer(config, file, lambda model: str(model.base_path.resolve()))
-    return run_child([BINARY, *ports, *_model_flags(config, str(file))], write)
+    return run_child([*command, *given, *_generated(file.as_posix())], write)
 
 
 def _run_docker(config: ServerConfig, file: Path) -> int:
@@ -130,29 +169,62 @@ def _run_docker(config: ServerConfig, file: Path) -> int:
     for port, inside in ((config.port, 8500), (config.rest_api_port, 8501)):
         if port:
             command += ["--publish", f"{url_host(config.host)}:{port}:{inside}"]
-    if config.models:
-        mounts = {model.base_path: f"/models/{model.name}" for model in config.models}
+    if config.is_discovering:
+        mounts = {"/models": config.exports}
     else:
-        mounts = {config.exports: "/models"}
-    for source, target in {**mounts, file.parent: "/config"}.items():
-        command += ["--mount", f"type=bind,source={source.resolve()},target={target},readonly"]
-    command += [IMAGE, "--port=8500", "--rest_api_port=8501"]
-    command += _model_flags(config, f"/config/{file.name}")
+        models = model_configs.current_models(config)
+        mounts = {f"/models/{model.name}": model.base_path for model in models}
+        if config.model_config_file_poll_wait_seconds <= 0:
+            config = replace(config, models=models)  # the file is not read again
+    mounts["/config"] = file.parent
+    given = []
+    for flag in _stock_flags(config, without=("model_name", "model_base_path")):
+        name, _, value = flag.removeprefix("--").partition("=")
+        if name in PATH_FLAGS:  # as the server inside sees it
+            mounts[f"/flags/{name}"] = Path(value).resolve().parent
+            flag = f"--{name}=/flags/{name}/{Path(value).name}"
+        if name != "model_config_file":
+            given.append(flag)
+    for target, source in mounts.items():
+        mount = f"type=bind,source={source.resolve()},target={target}"
+        is_written = target == "/flags/grpc_socket_path"
+        command += ["--mount", mount if is_written else f"{mount},readonly"]
+    command += [IMAGE, f"--port={8500 if config.port else 0}"]
+    command += [f"--rest_api_port={8501 if config.rest_api_port else 0}", *given]
+    command += _generated(f"/config/{file.name}")
     return run_child(command, _config_writer(config, file, lambda model: f"/models/{model.name}"))
 
 
-def _model_flags(config: ServerConfig, model_config_file: str) -> list[str]:
-    wait = config.file_system_poll_wait_seconds
-    whole_wait = max(1, round(wait)) if wait > 0 else int(wait)
-    flags = [
-        f"--model_config_file={model_config_file}",
-        f"--file_system_poll_wait_seconds={whole_wait}",
-        f"--max_num_load_retries={config.max_num_load_retries}",
-        f"--load_retry_interval_micros={round(config.load_retry_interval_seconds * 1e6)}",
+PATH_FLAGS = [
+    setting.name
+    for setting in flags.settings()
+    if "mark" in setting.metadata and setting.type == Path | None
+] + ["grpc_socket_path"]
+
+
+def _stock_flags(config: ServerConfig, without: Collection[str] = ()) -> list[str]:
+    """The flags given, as the stock server takes them; the ports are the engine's matter."""
+    left_out = ("port", "rest_api_port", *without)
+    given = []
+    for setting in flags.settings():
+        value = getattr(config, setting.name)
+        if "mark" not in setting.metadata or setting.name in left_out:
+            continue
+        if value != setting.default:
+            if setting.name == "file_system_poll_wait_seconds":  # whole seconds there
+                value = max(1, round(value)) if value > 0 else int(value)
+            elif setting.name == "model_base_path":  # absolute there
+                value = value.resolve()
+            given.append(f"{flag_of(setting)}={flags.written(value)}")
+    return given
+
+
+def _generated(file: str) -> list[str]:
+    """The flags that make a server follow a file of `_config_writer`."""
+    return [
+        f"--model_config_file={file}",
+        f"--model_config_file_poll_wait_seconds={CONFIG_POLL_SECONDS}",
     ]
-    if not config.models and not config.model_config_file:
-        flags.append(f"--model_config_file_poll_wait_seconds={CONFIG_POLL_SECONDS}")
-    return flags
 
 
 def _config_writer(
@@ -160,20 +232,18 @@ def _config_writer(
 ) -> Callable[[], None]:
     """Writes the ModelServerConfig of what there is to serve, when that has changed."""
     from google.protobuf import text_format
-    from tensorflow_serving.config import model_server_config_pb2
 
     def write() -> None:
-        message = model_server_config_pb2.ModelServerConfig()
-        for model in current_models(config):
-            entry = message.model_config_list.config.add(
-                name=model.name, base_path=base_path(model), model_platform="tensorflow"
-            )
-            if model.policy.specific:
-                entry.model_version_policy.specific.versions.extend(model.policy.specific)
-            elif model.policy.latest:
-                entry.model_version_policy.latest.num_versions = model.policy.latest
-            else:
-                entry.model_version_policy.all.SetInParent()
+        try:
+            models = model_configs.current_models(config)
+        except (ConfigError, ServingError) as error:
+            if not file.exists():
+                raise
+            log.error("What was served stays in force: %s", error)
+            return
+        message = model_configs.to_proto(
+            replace(model, base_path=Path(base_path(model))) for model in models
+        )
         text = text_format.MessageToString(message)
         if not file.exists() or file.read_text() != text:
             unfinished = file.with_suffix(".new")

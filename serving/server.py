@@ -5,14 +5,17 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 from collections.abc import Coroutine, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model.runtime import import_tensorflow
 from serving import metrics
 from serving.config import ConfigError, ServerConfig
+from serving.errors import ServingError
 from serving.sockets import listen, url_host
+
+if TYPE_CHECKING:
+    from serving.repository import Repository
 
 log = logging.getLogger(__name__)
 
@@ -21,17 +24,15 @@ CLOSING_SECONDS = 2  # for answers that are computed but not yet sent
 
 
 def serve(config: ServerConfig) -> int:
-    """Serves until a signal; returns the exit code. Raises ConfigError when a port is taken."""
-    listener = (
-        listen(config.host, config.rest_api_port, "--rest_api_port")
-        if config.rest_api_port
-        else None
-    )
+    """Serves until a signal; returns the exit code.
+
+    Raises ConfigError when a port is taken, ServingError when a configured model cannot be served.
+    """
     num_gpus = import_tensorflow()
     import tensorflow as tf
 
     log.info("TensorFlow %s, %s", tf.__version__, f"{num_gpus} GPU" if num_gpus else "CPU only")
-    is_clean = _run(_serve(config, listener))
+    is_clean = _run(_serve(config))
     if not is_clean:
         # Threads inside TensorFlow cannot be stopped, and the interpreter would wait for them.
         logging.shutdown()
@@ -47,7 +48,7 @@ def _run(main: Coroutine[Any, Any, bool]) -> bool:
     return uvloop.run(main)
 
 
-async def _serve(config: ServerConfig, listener: socket.socket | None) -> bool:
+async def _serve(config: ServerConfig) -> bool:
     """True when everything ended by itself; False when threads had to be left behind."""
     import uvicorn
 
@@ -66,6 +67,10 @@ async def _serve(config: ServerConfig, listener: socket.socket | None) -> bool:
     service = Service(repository)
     stopping = _stop_on_signals()
     host = url_host(config.host)
+
+    repository.start()
+    if not config.is_discovering and not await _is_available(repository, stopping):
+        return await asyncio.to_thread(repository.stop, CLOSING_SECONDS)
 
     grpc_server = create_server(service)
     if config.port:
@@ -87,11 +92,11 @@ async def _serve(config: ServerConfig, listener: socket.socket | None) -> bool:
         )
     )
     http_task = None
-    if listener:
+    if config.rest_api_port:
+        listener = listen(config.host, config.rest_api_port, "--rest_api_port")
         http_task = asyncio.create_task(http_server.serve(sockets=[listener]))
         log.info("REST: http://%s:%d/v1/models/<name>:predict", host, config.rest_api_port)
 
-    repository.start()
     await stopping.wait()
 
     log.info("Stopping: waiting up to %g s for running requests", config.drain_seconds)
@@ -106,6 +111,25 @@ async def _serve(config: ServerConfig, listener: socket.socket | None) -> bool:
     has_stopped = await asyncio.to_thread(repository.stop, CLOSING_SECONDS)
     log.info("Stopped")
     return has_stopped and not num_unfinished
+
+
+async def _is_available(repository: "Repository", stopping: asyncio.Event) -> bool:
+    """Waits until every configured model is served; False when a stop signal came first.
+
+    Raises ServingError when a load has failed for good.
+    """
+    available = asyncio.ensure_future(asyncio.to_thread(repository.wait_until_available))
+    signalled = asyncio.ensure_future(stopping.wait())
+    await asyncio.wait({available, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    signalled.cancel()
+    try:
+        if stopping.is_set():
+            return False
+        await available
+    except ServingError:
+        await asyncio.to_thread(repository.stop, CLOSING_SECONDS)
+        raise
+    return True
 
 
 def _stop_on_signals() -> asyncio.Event:

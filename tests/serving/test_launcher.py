@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from google.protobuf import text_format
-from tensorflow_serving.config import model_server_config_pb2
 from toy_exports import wait_until
 
-from serving.__main__ import main, read_config
-from serving.config import ConfigError, VersionPolicy, read_model_config_file
+from serving import model_configs
+from serving.__main__ import main
+from serving.config import ConfigError, VersionPolicy
+from serving.errors import ServingError
 from serving.launcher import choose_engine
 from serving.sockets import listen
 
@@ -89,8 +89,7 @@ def start(*arguments):
 
 
 def config_of(folder):
-    text = (folder / "config").read_text()
-    parsed = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
+    parsed = model_configs.parse((folder / "config").read_text())
     return {c.name: c.base_path for c in parsed.model_config_list.config}
 
 
@@ -107,40 +106,16 @@ def test_help_answers_without_heavy_imports():
     assert done.stderr.strip() == "[]"
 
 
-def test_both_spellings_of_a_flag():
-    config = read_config(["--port=1234", "--rest_api_port", "1235", "--models", "a, b"])
-    assert (config.port, config.rest_api_port, config.only_models) == (1234, 1235, ("a", "b"))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (["--port", "70000"], "--port must be between 0 and 65535. Received: 70000"),
-        (["--port", "9", "--rest_api_port", "9"], "must differ"),
-        (["--model_name", "a"], "--model_base_path"),
-        (["--model_base_path", "x", "--exports", "y"], "cannot go together"),
-        (["--models", "a", "--model_base_path", "x"], "--models chooses among --exports"),
-        (["--model_name", "a:b", "--model_base_path", "x"], "without '/' and ':'"),
-        (["--drain-seconds", "-1"], "--drain-seconds must be >= 0"),
-        (["--model_config_file", "/no/such/file"], "--model_config_file cannot be read"),
-    ],
-)
-def test_settings_that_cannot_work(arguments, text, capsys, program):
-    assert main(arguments) == 1
-    assert text in capsys.readouterr().err
-
-
 def test_nothing_to_serve_says_where_it_looked(tmp_path, capsys, program):
-    assert main(["--exports", str(tmp_path / "empty")]) == 1
-    error = capsys.readouterr().err
-    assert str(tmp_path / "empty") in error and "python -m training" in error
-    assert main(["--model_base_path", str(tmp_path / "empty")]) == 1
-    assert str(tmp_path / "empty") in capsys.readouterr().err
+    assert main(["--exports", str(tmp_path / "empty")]) == 255
+    output = capsys.readouterr().out
+    assert output.startswith("Failed to start server. Error: INVALID_ARGUMENT: Nothing to serve")
+    assert str(tmp_path / "empty") in output and "python -m training" in output
 
 
 def test_an_unknown_model_of_exports_lists_the_known(models, capsys, program):
-    assert main(["--exports", str(models), "--models", "a,c"]) == 1
-    assert "no model named 'c'; it holds: a, b" in capsys.readouterr().err
+    assert main(["--exports", str(models), "--models", "a,c"]) == 255
+    assert "no model named 'c'; it holds: a, b" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flag", ["--port", "--rest_api_port"])
@@ -150,8 +125,10 @@ def test_a_taken_port_is_named_with_its_flag(flag, models, capsys, program):
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         taken = holder.getsockname()[1]
-        assert main(["--exports", str(models), f"{flag}={taken}", f"{other}=0"]) == 1
-    error = capsys.readouterr().err
+        socket_path = f"--grpc_socket_path={models / 'socket'}"
+        arguments = ["--exports", str(models), f"{flag}={taken}", f"{other}=0", socket_path]
+        assert main(arguments) == 255
+    error = capsys.readouterr().out
     assert f"port {taken} ({flag})" in error and f"{flag}=<number>" in error
 
 
@@ -181,7 +158,7 @@ def test_the_binary_gets_config_ports_and_signals_and_gives_its_exit_code(progra
     wait_until((folder / "arguments").exists)
     arguments = json.loads((folder / "arguments").read_text())
     assert {f"--port={port}", f"--rest_api_port={rest_port}"} <= set(arguments)
-    assert "--file_system_poll_wait_seconds=1" in arguments
+    assert "--model_config_file_poll_wait_seconds=1" in arguments
     assert config_of(folder) == {"a": str(models / "a"), "b": str(models / "b")}
 
     (models / "late" / "1").mkdir(parents=True)
@@ -248,15 +225,61 @@ def test_docker_mounts_a_single_model_under_its_name(program, models, monkeypatc
     assert f"type=bind,source={models / 'a'},target=/models/mine,readonly" in arguments
 
 
+def test_flags_are_handed_to_the_binary_as_given(program, models, tmp_path, monkeypatch):
+    folder = program("tensorflow_model_server")
+    monkeypatch.setenv("EXIT_CODE", "0")
+    port, rest_port = two_free_ports()
+    given = [
+        "--enable_batching=true",
+        f"--batching_parameters_file={tmp_path / 'batching'}",
+        "--grpc_channel_arguments=a=1,b=c",
+        "--enable_profiler=false",
+        "--load_retry_interval_micros=7",
+        "--model_name=mine",
+        f"--model_base_path={models / 'a'}",
+    ]
+    server = start(*given, f"--port={port}", f"--rest_api_port={rest_port}")
+    server.communicate(timeout=20)
+    arguments = json.loads((folder / "arguments").read_text())
+    assert sorted(arguments) == sorted([*given, f"--port={port}", f"--rest_api_port={rest_port}"])
+
+
+def test_docker_mounts_the_files_that_flags_name(program, models, tmp_path, monkeypatch):
+    folder = program("docker")
+    monkeypatch.setenv("EXIT_CODE", "0")
+    monitoring = tmp_path / "settings" / "monitoring.config"
+    monitoring.parent.mkdir()
+    port, rest_port = two_free_ports()
+    server = start(
+        *("--engine=docker", f"--exports={models}", f"--monitoring_config_file={monitoring}"),
+        *(f"--port={port}", f"--rest_api_port={rest_port}"),
+    )
+    server.communicate(timeout=20)
+    arguments = json.loads((folder / "arguments").read_text())
+    target = "/flags/monitoring_config_file"
+    assert f"type=bind,source={monitoring.parent},target={target},readonly" in arguments
+    assert f"--monitoring_config_file={target}/monitoring.config" in arguments
+
+
+def test_what_a_stock_server_cannot_do_is_not_dropped_in_silence(program, models, capsys):
+    program("tensorflow_model_server")
+    arguments = [f"--exports={models}", "--rate-limit=1/minute"]
+    assert main([*arguments, "--engine=binary"]) == 255
+    assert "--rate-limit would have no effect" in capsys.readouterr().out
+    engine, reason = choose_engine("auto", ["--rate-limit"])
+    assert engine == "embedded" and "has no --rate-limit" in reason
+
+
 CONFIG = """
 model_config_list {
   config { name: "a", base_path: "/m/a", model_platform: "tensorflow" },
   config {
     name: "b" base_path: "/m/b" model_platform: "tensorflow"
     model_version_policy { specific { versions: 3 versions: 5 } }
+    version_labels { key: "stable" value: 3 }
   }
   config {
-    name: "c" base_path: "/m/c" model_platform: "tensorflow" model_version_policy { all {} }
+    name: "c" base_path: "file:///m/c" model_type: TENSORFLOW model_version_policy { all {} }
   }
 }
 """
@@ -265,30 +288,45 @@ model_config_list {
 def test_model_config_file(tmp_path):
     file = tmp_path / "models.config"
     file.write_text(CONFIG)
-    a, b, c = read_model_config_file(file)
+    a, b, c = models = model_configs.read(file)
     assert (a.name, a.base_path, a.policy) == ("a", Path("/m/a"), VersionPolicy(latest=1))
-    assert b.policy.choose([3, 4, 5]) == {3, 5}
-    assert c.policy.choose([3, 4]) == {3, 4}
+    assert b.policy.choose([3, 4, 5]) == {3, 5} and b.labels == {"stable": 3}
+    assert c.policy.choose([3, 4]) == {3, 4} and c.base_path == Path("/m/c")
+    assert model_configs.from_proto(model_configs.to_proto(models)) == models
+
+
+def test_an_empty_model_config_file_lists_nothing(tmp_path):
+    file = tmp_path / "models.config"
+    file.write_text("# nothing yet")
+    assert model_configs.read(file) is None
+    file.write_text("model_config_list {}")
+    assert model_configs.read(file) == ()
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("entry", "expected"),
     [
-        ("model_config_list { config { nam: 'a' } }", "Error parsing text-format"),
-        ("model_config_list { config { name: 'a' base_path: 'rel' } }", "absolute path or URI"),
-        ("model_config_list { config { name: 'a' base_path: '/x' } }", "unsupported platform"),
+        ("name: 'a' base_path: 'rel'", "absolute path or URI; got base_path()=rel"),
+        ("name: 'a' base_path: ''", "Expected model a to have an absolute path or URI"),
+        ("name: 'a' base_path: 's3://b/a' model_platform: 'tensorflow'", "copy or mount it"),
+        ("name: 'a' base_path: '/x'", "Illegal setting neither"),
+        ("name: 'a' base_path: '/x' model_type: OTHER", "model_type choice 2 not supported"),
         (
-            "model_config_list { config { name: 'a' base_path: '/x' model_platform: 'tensorflow' "
-            "version_labels { key: 'stable' value: 1 } } }",
-            "version_labels are not supported",
+            "name: 'a' base_path: '/x' model_type: TENSORFLOW model_platform: 'tensorflow'",
+            "Illegal setting both",
+        ),
+        (
+            "name: 'a' base_path: '/x' } config { name: 'a' base_path: '/y'",
+            "Illegal to list model a multiple times in config list",
         ),
     ],
 )
-def test_model_config_files_that_are_refused(tmp_path, text, expected):
-    file = tmp_path / "models.config"
-    file.write_text(text)
-    with pytest.raises(ConfigError, match=expected):
-        read_model_config_file(file)
+def test_model_lists_that_are_refused(entry, expected):
+    with pytest.raises(ServingError) as caught:
+        model_configs.from_proto(
+            model_configs.parse(f"model_config_list {{ config {{ {entry} }} }}")
+        )
+    assert caught.value.code.name == "INVALID_ARGUMENT" and expected in caught.value.message
 
 
 def test_listening_sockets_name_their_protocol():

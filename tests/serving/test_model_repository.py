@@ -56,7 +56,7 @@ def start(tmp_path, loader):
         settings = {
             "exports": tmp_path,
             "file_system_poll_wait_seconds": 0.05,
-            "load_retry_interval_seconds": 0.05,
+            "load_retry_interval_micros": 50_000,
         } | settings
         repository = Repository(ServerConfig(**settings), load)
         repository.start()
