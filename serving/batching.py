@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from serving import metrics, text_config
+from serving.config import ServerConfig
 from serving.errors import Code, ServingError, as_serving_error, invalid_argument
 from serving.timing import Timing
 
@@ -101,6 +102,15 @@ def read_parameters(flag: str, path: Path) -> BatchingParameters:
         else:
             given[descriptor.name] = value.value if descriptor.message_type else value
     return BatchingParameters(**given)
+
+
+def configured_parameters(config: ServerConfig) -> BatchingParameters | None:
+    """The server's parameters, or None when nothing is batched. Raises ConfigError."""
+    if not config.enable_batching:
+        return None
+    if not config.batching_parameters_file:
+        return BatchingParameters(thread_pool_name=DEFAULT_POOL)
+    return read_parameters("--batching_parameters_file", config.batching_parameters_file)
 
 
 @dataclass(eq=False)

@@ -23,7 +23,14 @@ from tensorflow.python.client import pywrap_tf_session
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from model.signatures import SERVING_DEFAULT, WARMUP_FILE
-from serving.batching import DEFAULT_POOL, Batcher, BatchingParameters, Key, Pool, read_parameters
+from serving.batching import (
+    Batcher,
+    BatchingParameters,
+    Key,
+    Pool,
+    configured_parameters,
+    read_parameters,
+)
 from serving.codec import Arrays, tensor_from_proto, type_name
 from serving.config import ConfigError, ServerConfig
 from serving.errors import Code, ServingError, invalid_argument
@@ -154,14 +161,8 @@ def loader(config: ServerConfig) -> Loader:
 
     Raises ConfigError for a file of settings that cannot be read.
     """
-    pool, parameters = None, None
-    if config.enable_batching:
-        parameters = BatchingParameters(thread_pool_name=DEFAULT_POOL)
-        if config.batching_parameters_file:
-            parameters = read_parameters(
-                "--batching_parameters_file", config.batching_parameters_file
-            )
-        pool = Pool(parameters.num_batch_threads, parameters.thread_pool_name)
+    parameters = configured_parameters(config)
+    pool = Pool(parameters.num_batch_threads, parameters.thread_pool_name) if parameters else None
     _session_config(config)
     return functools.partial(load, config=config, batching=parameters, pool=pool)
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from serving.batching import configured_parameters
+from serving.config import ServerConfig
 from serving.errors import Code, ServingError
 from serving.repository import Repository
 
@@ -13,15 +15,32 @@ P = ParamSpec("P")
 Result = TypeVar("Result")
 
 
+# TensorFlow computes in its own threads and these mostly wait, so more than CPUs is right.
+DEFAULT_THREADS = 4 * (os.cpu_count() or 1)
+MAX_THREADS = 256  # unless somebody asks for more
+
+
+def num_threads(config: ServerConfig) -> int:
+    """Requests that may run at once: what the settings say, else enough to fill two batches.
+
+    A request waits for its batch in its thread, so fewer threads would cap the size of a batch.
+    """
+    threads = config.max_running_requests or config.rest_api_num_threads
+    if threads:
+        return threads
+    parameters = configured_parameters(config)
+    rows = 2 * parameters.max_batch_size if parameters else 0
+    return max(DEFAULT_THREADS, min(rows, MAX_THREADS))
+
+
 class Service:
     """Runs work on models in threads, so that the event loop stays free for other requests."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, num_threads: int = DEFAULT_THREADS) -> None:
         self.repository = repository
         self.is_draining = False
-        # TensorFlow computes in its own threads and these mostly wait, so more than CPUs is right.
         self._threads = concurrent.futures.ThreadPoolExecutor(
-            4 * (os.cpu_count() or 1), thread_name_prefix="request"
+            num_threads, thread_name_prefix="request"
         )
         self._running: set[asyncio.Future[Any]] = set()
         self._is_idle = asyncio.Event()

@@ -19,6 +19,7 @@ from serving.batching import (
 )
 from serving.config import ConfigError, ServerConfig
 from serving.errors import Code, ServingError
+from serving.service import DEFAULT_THREADS, MAX_THREADS, num_threads
 from serving.timing import Timing
 
 KEY = (("x:0",), ("y:0",))
@@ -357,6 +358,16 @@ def test_parameters_come_from_a_text_format_file(tmp_path):
     file.write_text("max_batch_size: 128")
     with pytest.raises(ConfigError, match="--flag"):
         read_parameters("--flag", file)
+
+
+def test_a_batch_may_fill_with_requests_that_wait_in_threads(tmp_path):
+    file = tmp_path / "batching"
+    file.write_text("max_batch_size { value: 64 }")
+    with_file = {"enable_batching": True, "batching_parameters_file": file}
+    assert num_threads(ServerConfig(**with_file)) == 128
+    assert num_threads(ServerConfig(enable_batching=True)) == MAX_THREADS
+    assert num_threads(ServerConfig(max_running_requests=3, **with_file)) == 3
+    assert num_threads(ServerConfig()) == DEFAULT_THREADS
 
 
 # ------------------------------------------------------------ a model behind it
