@@ -15,7 +15,7 @@ from tensorflow_serving.apis import (
 )
 
 from model.signatures import SERVING_DEFAULT
-from serving import servable as servables
+from serving import inference
 from serving.codec import tensor_to_proto
 from serving.errors import INTERNAL_TEXT, Code, ServingError, as_serving_error, invalid_argument
 from serving.repository import Repository
@@ -125,7 +125,7 @@ def _predict(
 ) -> predict_pb2.PredictResponse:
     name, version, label = _target(request)
     with repository.acquire(name, version, label) as servable:
-        outputs = servables.predict(servable, request)
+        outputs = inference.predict(servable, request)
         version = servable.version
     spec = model_pb2.ModelSpec(
         name=name, signature_name=request.model_spec.signature_name or SERVING_DEFAULT

@@ -6,7 +6,6 @@ TensorFlow 1 too, and it gives the signatures as they were written.
 
 import functools
 import itertools
-import logging
 import math
 import threading
 import time
@@ -17,12 +16,10 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  registers the ops a graph with a tokenizer inside needs
 from google.protobuf import text_format
-from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 from tensorflow.python.client import pywrap_tf_session
-from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from model.signatures import SERVING_DEFAULT, WARMUP_FILE
+from model.signatures import SERVING_DEFAULT
 from serving.batching import (
     Batcher,
     BatchingParameters,
@@ -35,10 +32,8 @@ from serving.codec import Arrays, tensor_from_proto, type_name
 from serving.config import ConfigError, ServerConfig
 from serving.errors import Code, ServingError, invalid_argument
 from serving.timing import Timing
+from serving.warmup import warm_up
 
-log = logging.getLogger(__name__)
-
-MAX_WARMUP_RECORDS = 1000
 MAX_CALLS = 256  # distinct sets of outputs asked for, per version
 MAX_TIMEOUT_MS = 2**31 - 1  # three weeks
 BATCHING_FILE = "batching_params.pbtxt"  # in a version's folder, where each has its own
@@ -201,7 +196,7 @@ def load(
             name, version, session, signatures, (batching, pool) if batching and pool else None
         )
         if config.enable_model_warmup:
-            warm_up(servable, path / WARMUP_FILE)
+            warm_up(servable, path, config.num_request_iterations_for_warmup or 1)
     except BaseException:
         session.close()
         raise
@@ -263,52 +258,6 @@ def _session_config(config: ServerConfig) -> config_pb2.ConfigProto:
         # Grown as needed, GPU memory leaves room for a training run beside the server.
         settings.gpu_options.allow_growth = True
     return settings
-
-
-def warm_up(servable: Servable, path: Path) -> None:
-    """Runs each recorded request once, so that the first caller does not pay for initialisation."""
-    if not path.exists():
-        return
-    records = tf.data.TFRecordDataset(str(path)).take(MAX_WARMUP_RECORDS + 1)
-    try:
-        serialized = list(records.as_numpy_iterator())
-        logs = [prediction_log_pb2.PredictionLog.FromString(record) for record in serialized]
-    except (tf.errors.OpError, DecodeError) as error:
-        raise ServingError(
-            Code.DATA_LOSS,
-            f"Failed to read warmup data from {path}: {error}. "
-            "Please verify your warmup data is in TFRecord format.",
-        ) from error
-    if len(logs) > MAX_WARMUP_RECORDS:
-        raise invalid_argument(
-            f"Number of warmup records exceeds the maximum ({MAX_WARMUP_RECORDS}) at {path}"
-        )
-    for record in logs:
-        kind = record.WhichOneof("log_type")
-        if kind == "predict_log":
-            predict(servable, record.predict_log.request)
-        elif kind in ("classify_log", "regress_log", "multi_inference_log"):
-            log.warning("Skipped a warm-up record of type %s: only predict is replayed.", kind)
-        else:
-            raise ServingError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")
-
-
-def predict(
-    servable: Servable,
-    request: predict_pb2.PredictRequest,
-    *,
-    timeout: float | None = None,
-    timing: Timing | None = None,
-) -> Arrays:
-    """Answers a PredictRequest; which model it names is the caller's matter."""
-    inputs = {alias: tensor_from_proto(alias, proto) for alias, proto in request.inputs.items()}
-    return servable.run(
-        request.model_spec.signature_name,
-        inputs,
-        list(request.output_filter),
-        timeout=timeout,
-        timing=timing,
-    )
 
 
 def _as_array(result: np.ndarray | bytes) -> np.ndarray:

@@ -218,7 +218,7 @@ def test_what_is_not_there_says_so(stubs):
 
 
 def test_a_bug_of_ours_is_internal_with_the_traceback_in_the_log(stubs, monkeypatch, caplog):
-    monkeypatch.setattr("serving.servable.predict", lambda *_: 1 / 0)
+    monkeypatch.setattr("serving.inference.predict", lambda *_: 1 / 0)
     code, text = refused(stubs.prediction.Predict, predict_request("half_plus_two", X))
     assert code == "INTERNAL" and "division" not in text
     assert "ZeroDivisionError" in caplog.text

@@ -8,7 +8,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from toy_exports import example, examples_model, gate_model, save_graph, scale_model, v1
 
 from model.signatures import WARMUP_FILE
-from serving import servable
+from serving import metrics, servable
 from serving.config import ConfigError, ServerConfig
 from serving.errors import Code, ServingError
 from serving.timing import Timing
@@ -68,18 +68,67 @@ def test_more_than_a_thousand_warmup_records_are_refused(tmp_path):
     assert load_error(path).code is Code.INVALID_ARGUMENT
 
 
-def test_streamed_warmup_records_are_refused_and_classify_ones_skipped_aloud(tmp_path, caplog):
+def inference_records(example_bytes):
+    """A record of each kind that takes tf.Examples."""
+    example = tf.train.Example.FromString(example_bytes)
+    classify, regress, several = (prediction_log_pb2.PredictionLog() for _ in range(3))
+    classify.classify_log.request.model_spec.signature_name = "classify_x_to_y"
+    classify.classify_log.request.input.example_list.examples.append(example)
+    regress.regress_log.request.model_spec.signature_name = "regress_x_to_y"
+    regress.regress_log.request.input.example_list.examples.append(example)
+    request = several.multi_inference_log.request
+    for method in ("classify", "regress"):
+        task = request.tasks.add(method_name=f"tensorflow/serving/{method}")
+        task.model_spec.name, task.model_spec.signature_name = "any name", f"{method}_x_to_y"
+    request.input.example_list.examples.append(example)
+    return [classify, regress, several]
+
+
+def test_warmup_replays_every_kind_as_often_as_it_is_told(tmp_path, monkeypatch):
+    path = examples_model(tmp_path / "1")
+    write_warmup(path, [predict_record(x=[[2.0]]), *inference_records(example(x=2.0))])
+    runs = []
+    run = servable.Servable.run
+
+    def counted(self, signature_name, *args, **kwargs):
+        runs.append(signature_name)
+        return run(self, signature_name, *args, **kwargs)
+
+    monkeypatch.setattr(servable.Servable, "run", counted)
+    servable.load("m", 1, path, config=ServerConfig(num_request_iterations_for_warmup=2)).close()
+    classify, regress = "classify_x_to_y", "regress_x_to_y"
+    assert runs == ["", "", classify, classify, regress, regress, *[classify, regress] * 2]
+    runs.clear()
+    servable.load("m", 1, path, config=ServerConfig(enable_model_warmup=False)).close()
+    assert not runs
+    assert f'model_warmup_records_read{{model_path="{path}",status="OK"}} 4' in metrics.page()
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_a_failing_record_of_any_kind_fails_the_load(tmp_path, kind):
+    path = examples_model(tmp_path / "1")
+    write_warmup(path, [inference_records(example(y=2.0))[kind]])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Feature: x"):
+        servable.load("m", 1, path)
+
+
+def test_streamed_warmup_records_are_refused(tmp_path):
     path = scale_model(tmp_path / "1")
     record = prediction_log_pb2.PredictionLog()
-    record.classify_log.SetInParent()
-    write_warmup(path, [record])
-    servable.load("m", 1, path).close()
-    assert "classify_log" in caplog.text
-
-    path = scale_model(tmp_path / "2")
     record.session_run_log.SetInParent()
     write_warmup(path, [record])
     assert load_error(path).code is Code.UNIMPLEMENTED
+
+
+def test_a_record_that_is_no_prediction_log_is_named(tmp_path):
+    path = scale_model(tmp_path / "1")
+    file = path / WARMUP_FILE
+    file.parent.mkdir(parents=True)
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        writer.write(b"\xff")
+    error = load_error(path)
+    assert error.code is Code.INVALID_ARGUMENT
+    assert error.message.startswith("Failed to parse warmup record: ")
 
 
 def test_a_signature_default_stands_in_for_a_missing_input(tmp_path):
