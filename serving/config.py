@@ -222,7 +222,6 @@ class ServerConfig:
                 "server_options.tensorflow_inter_op_parallelism) separately. "
                 "You cannot configure all."
             )
-        check_names(self.models)
 
     @property
     def load_retry_interval_seconds(self) -> float:
@@ -241,13 +240,6 @@ def flag_of(setting: Field[Any]) -> str:
     if "help" in setting.metadata:
         return f"--{setting.metadata['name'] or setting.name.replace('_', '-')}"
     return ""
-
-
-def check_names(models: Collection[ModelConfig]) -> None:
-    names = [model.name for model in models]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"Illegal to list model {name} multiple times in config list")
 
 
 def version_folders(base_path: Path) -> dict[int, Path]:

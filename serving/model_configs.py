@@ -1,7 +1,7 @@
 """Which models to serve: a text-format ModelServerConfig, one flag, or the folders of --exports."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,7 @@ def from_proto(message: Any) -> tuple[ModelConfig, ...] | None:
     if message.WhichOneof("config") is None:
         return None
     entries = message.model_config_list.config
-    names = [entry.name for entry in entries]
-    for name in names:
-        if names.count(name) > 1:
-            raise invalid_argument(f"Illegal to list model {name} multiple times in config list")
+    _check_names([entry.name for entry in entries])
     for entry in entries:
         if not entry.base_path.startswith("/") and "://" not in entry.base_path:
             raise invalid_argument(
@@ -106,11 +103,12 @@ def to_proto(models: Iterable[ModelConfig]) -> Any:
     return message
 
 
-def check_transition(old: Iterable[ModelConfig], new: Iterable[ModelConfig]) -> None:
+def check_transition(old: Iterable[ModelConfig], new: Sequence[ModelConfig]) -> None:
     """Raises ServingError unless a server with the models of `old` may go on with those of `new`.
 
     At the start `old` is empty.
     """
+    _check_names([model.name for model in new])
     before = {model.name: model.platform for model in old}
     for model in new:
         was = before.get(model.name, model.platform)
@@ -130,6 +128,12 @@ NO_LIST = ServingError(
     "Cannot transition to requested config. It is only legal to transition from one "
     "ModelConfigList to another.",
 )
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise invalid_argument(f"Illegal to list model {name} multiple times in config list")
 
 
 def _platform(entry: Any) -> str:

@@ -7,7 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 from toy_exports import gate_model, scale_model, wait_until
 
-from serving import servable
+from serving import model_configs, servable
 from serving.config import ModelConfig, ServerConfig, VersionPolicy
 from serving.errors import Code, ServingError
 from serving.repository import Repository, State
@@ -201,6 +201,332 @@ def test_version_policies(tmp_path, start, policy, expected):
 def test_readiness_waits_for_the_first_scan():
     repository = Repository(ServerConfig(), FakeLoader())
     assert repository.readiness() == (False, [])
+
+
+# ---------------------------------------------------------------- lists of models, labels, reload
+
+
+class GatedLoader(FakeLoader):
+    """Loads of the models in `held` stay under way until they are let go."""
+
+    def __init__(self, *held):
+        super().__init__()
+        self.gates = {name: threading.Event() for name in held}
+        self.running = set()
+
+    def __call__(self, name, version, path):
+        self.running.add((name, version))
+        if name in self.gates:
+            assert self.gates[name].wait(30)
+        self.running.discard((name, version))
+        return super().__call__(name, version, path)
+
+
+def config_of(folder, name="a", **settings):
+    return ModelConfig(name, folder / name, **settings)
+
+
+def put(folder, name, *versions):
+    for version in versions:
+        (folder / name / str(version)).mkdir(parents=True)
+
+
+def refusal(code, *arguments):
+    """The text with which a call is refused."""
+    with pytest.raises(ServingError) as caught:
+        call, *rest = arguments
+        call(*rest)
+    assert caught.value.code is code
+    return caught.value.message
+
+
+def label_answers(repository, label, name="a"):
+    with repository.acquire(name, label=label) as found:
+        return found.version
+
+
+def test_a_slow_load_holds_up_neither_a_status_nor_another_model(tmp_path, start):
+    loader = GatedLoader("a")
+    put(tmp_path, "a", 1)
+    put(tmp_path, "b", 1)
+    repository = start(loader)
+    wait_until(lambda: states(repository, "b") == {1: State.AVAILABLE})
+    assert states(repository, "a") == {1: State.LOADING}
+    assert repository.names() == ["a", "b"]
+    put(tmp_path, "b", 2)  # one load thread is taken by a, at the start there are more
+    wait_until(lambda: states(repository, "b").get(2) is State.AVAILABLE)
+    loader.gates["a"].set()
+    wait_until(lambda: repository.readiness()[0])
+
+
+@pytest.mark.parametrize(("num_load_threads", "at_once"), [(0, 1), (2, 2)])
+def test_load_threads_bound_the_loads_at_once(tmp_path, start, num_load_threads, at_once):
+    put(tmp_path, "first", 1)
+    loader = GatedLoader("a", "b", "c")
+    models = [config_of(tmp_path, name) for name in ("first", "a", "b", "c")]
+    repository = start(loader, models=tuple(models[:1]), num_load_threads=num_load_threads)
+    wait_until(lambda: not repository._is_starting)
+    for name in "abc":
+        put(tmp_path, name, 1)
+    waiting = threading.Thread(target=repository.reload, args=(models,))
+    waiting.start()
+    for _ in "abc":
+        wait_until(lambda: len(loader.running) >= min(at_once, 4 - len(loader.loaded)))
+        assert len(loader.running) <= at_once
+        loader.gates[min(loader.running)[0]].set()
+        done = len(loader.loaded)
+        wait_until(lambda done=done: len(loader.loaded) > done)
+    waiting.join(30)
+    assert not waiting.is_alive() and repository.readiness()[0]
+
+
+def test_higher_versions_load_first(tmp_path, start, loader):
+    put(tmp_path, "a", 1, 2, 3)
+    repository = start(models=(config_of(tmp_path, policy=VersionPolicy(latest=0)),))
+    repository._is_starting = False
+    repository.wait_until_available()
+    wait_until(lambda: len(loader.loaded) == 3)
+    assert version_of(repository) == 3
+
+
+def test_the_start_waits_for_every_model_and_names_those_that_failed(tmp_path, start, loader):
+    put(tmp_path, "a", 1)
+    put(tmp_path, "b", 2)
+    loader.broken = {2}
+    models = (config_of(tmp_path), config_of(tmp_path, "b"))
+    repository = start(models=models, max_num_load_retries=1)
+    message = refusal(Code.UNKNOWN, repository.wait_until_available)
+    assert loader.loaded.count(("b", 2)) == 2  # after the last try only
+    path = tmp_path / "b" / "2"
+    assert message == (
+        "1 servable(s) did not become available: {{{name: b version: 2} due to error: "
+        f"NOT_FOUND: OSError: SavedModel file does not exist at: {path}}}, }}"
+    )
+    assert version_of(repository) == 1
+
+
+def test_the_start_waits_for_a_model_without_a_version_until_it_is_stopped(tmp_path, start):
+    repository = start(models=(config_of(tmp_path),))
+    errors = []
+    waiting = threading.Thread(
+        target=lambda: errors.append(refusal(Code.UNAVAILABLE, repository.wait_until_available))
+    )
+    waiting.start()
+    repository.stop(10)
+    waiting.join(30)
+    assert errors == ["The server is shutting down."]
+
+
+def test_labels_at_the_start_need_the_flag(tmp_path, start):
+    put(tmp_path, "a", 1)
+    models = (config_of(tmp_path, labels={"stable": 1}),)
+    assert refusal(Code.FAILED_PRECONDITION, lambda: start(models=models)) == (
+        "Request to assign label to version 1 of model a, which is not currently available for "
+        "inference"
+    )
+    repository = start(models=models, allow_version_labels_for_unavailable_models=True)
+    repository.wait_until_available()
+    assert label_answers(repository, "stable") == 1
+
+
+@pytest.mark.parametrize("is_allowed", [False, True])
+def test_rules_of_labels(tmp_path, start, is_allowed):
+    put(tmp_path, "a", 1, 2)
+    both = VersionPolicy(latest=2)
+    repository = start(
+        models=(config_of(tmp_path, policy=both),),
+        allow_version_labels_for_unavailable_models=is_allowed,
+    )
+    wait_until(lambda: states(repository, "a") == dict.fromkeys((1, 2), State.AVAILABLE))
+    unknown = "Unrecognized servable version label: stable"
+    assert refusal(Code.INVALID_ARGUMENT, label_answers, repository, "stable") == unknown
+
+    repository.reload([config_of(tmp_path, policy=both, labels={"stable": 1, "canary": 2})])
+    assert label_answers(repository, "stable") == 1
+    assert label_answers(repository, "canary") == 2
+    repository.reload([config_of(tmp_path, policy=both, labels={"stable": 2})])
+    assert label_answers(repository, "stable") == 2
+    assert "canary" in refusal(Code.INVALID_ARGUMENT, label_answers, repository, "canary")
+
+    # A label in use stays at a loaded version, whatever the flag; all of the new list is refused.
+    put(tmp_path, "b", 1)
+    moved = [config_of(tmp_path, policy=both, labels={"stable": 3}), config_of(tmp_path, "b")]
+    assert "version 3 of model a" in refusal(Code.FAILED_PRECONDITION, repository.reload, moved)
+    assert label_answers(repository, "stable") == 2 and repository.names() == ["a"]
+
+    # A new label may run ahead of its version with the flag only.
+    ahead = [config_of(tmp_path, policy=both, labels={"next": 3})]
+    if is_allowed:
+        repository.reload(ahead)
+        gone = refusal(Code.NOT_FOUND, label_answers, repository, "next")
+        assert gone == "Servable not found for request: Specific(a, 3)"
+        put(tmp_path, "a", 3)
+        wait_until(lambda: states(repository, "a").get(3) is State.AVAILABLE)
+        assert label_answers(repository, "next") == 3
+    else:
+        assert "version 3" in refusal(Code.FAILED_PRECONDITION, repository.reload, ahead)
+
+
+def test_a_label_whose_version_is_gone_is_not_found(tmp_path, start):
+    put(tmp_path, "a", 1)
+    repository = start(models=(config_of(tmp_path),))
+    repository.wait_until_available()
+    repository.reload([config_of(tmp_path, labels={"stable": 1})])
+    put(tmp_path, "a", 2)
+    wait_until(lambda: states(repository, "a") == {2: State.AVAILABLE, 1: State.END})
+    message = refusal(Code.NOT_FOUND, label_answers, repository, "stable")
+    assert message == "Servable not found for request: Specific(a, 1)"
+
+
+def test_reload_replaces_the_list_and_waits_for_what_is_new(tmp_path, start):
+    put(tmp_path, "a", 1)
+    put(tmp_path, "b", 4)
+    repository = start(models=(config_of(tmp_path),))
+    repository.wait_until_available()
+    repository.reload([config_of(tmp_path, "b")])
+    assert version_of(repository, "b") == 4  # no waiting: reload has done that
+    wait_until(lambda: states(repository, "a") == {1: State.END})  # its status is kept
+    assert repository.names() == ["b"]
+    assert [model.name for model in repository.readiness()[1]] == ["b"]
+    repository.reload([config_of(tmp_path, "b"), config_of(tmp_path)])
+    assert version_of(repository) == 1
+    repository.reload([])
+    wait_until(lambda: states(repository, "b") == {4: State.END})
+    assert repository.names() == []
+
+
+def test_reload_says_what_failed_and_stays_in_force(tmp_path, start, loader):
+    put(tmp_path, "a", 1)
+    repository = start(models=(config_of(tmp_path),), max_num_load_retries=0)
+    repository.wait_until_available()
+    loader.broken = {7}
+    put(tmp_path, "b", 7)
+    message = refusal(
+        Code.UNKNOWN, repository.reload, [config_of(tmp_path), config_of(tmp_path, "b")]
+    )
+    assert message.startswith("1 model(s) did not become available: {{{name: b version: 7} due to")
+    assert repository.names() == ["a", "b"]
+    loader.broken = set()  # taken out and put back it is new again, with all its tries
+    repository.reload([config_of(tmp_path)])
+    repository.reload([config_of(tmp_path), config_of(tmp_path, "b")])
+    assert version_of(repository, "b") == 7
+
+
+def test_reload_waits_no_longer_than_it_is_told(tmp_path, start):
+    put(tmp_path, "a", 1)
+    repository = start(models=(config_of(tmp_path),))
+    models = [config_of(tmp_path), config_of(tmp_path, "empty")]
+    message = refusal(Code.DEADLINE_EXCEEDED, repository.reload, models, 0.1)
+    assert message == "Not yet available in time: empty"
+    assert repository.names() == ["a", "empty"]
+
+
+def test_lists_that_reload_refuses(tmp_path, start):
+    put(tmp_path, "a", 1)
+    repository = start(models=(config_of(tmp_path),))
+    other = [config_of(tmp_path, platform="other")]
+    assert refusal(Code.INVALID_ARGUMENT, repository.reload, other) == (
+        "Illegal to change a model's platform. For model a platform was tensorflow and new "
+        "platform requested is other"
+    )
+    other = [config_of(tmp_path, "b", platform="other")]
+    message = refusal(Code.INVALID_ARGUMENT, repository.reload, other)
+    assert message == "Model b requests unsupported platform other"
+    twice = [config_of(tmp_path), config_of(tmp_path)]
+    message = refusal(Code.INVALID_ARGUMENT, repository.reload, twice)
+    assert message == "Illegal to list model a multiple times in config list"
+    assert "Cannot transition" in refusal(Code.FAILED_PRECONDITION, repository.reload, None)
+    assert repository.names() == ["a"]
+
+
+def test_a_changed_base_path_reloads_nothing_that_is_loaded(tmp_path, start, loader):
+    put(tmp_path, "a", 1)
+    put(tmp_path, "elsewhere", 1, 2)
+    repository = start(models=(config_of(tmp_path),))
+    repository.wait_until_available()
+    keep_both = VersionPolicy(latest=2)
+    repository.reload([ModelConfig("a", tmp_path / "elsewhere", keep_both)])
+    wait_until(lambda: states(repository, "a") == dict.fromkeys((1, 2), State.AVAILABLE))
+    assert loader.loaded == [("a", 1), ("a", 2)]
+
+
+@pytest.mark.parametrize(("num_unload_threads", "at_once"), [(0, 1), (2, 2)])
+def test_unload_threads_bound_the_unloads_at_once(tmp_path, start, num_unload_threads, at_once):
+    put(tmp_path, "a", 1)
+    put(tmp_path, "b", 1)
+    closing, leave = [], threading.Event()
+
+    class SlowToClose(FakeServable):
+        def close(self):
+            closing.append(self)
+            assert leave.wait(30)
+
+    repository = start(
+        lambda name, version, path: SlowToClose(version),
+        models=(config_of(tmp_path), config_of(tmp_path, "b")),
+        num_unload_threads=num_unload_threads,
+    )
+    repository.wait_until_available()
+    repository.reload([])
+    wait_until(lambda: len(closing) == at_once)
+    assert states(repository, "a") == states(repository, "b") == {1: State.UNLOADING}
+    assert len(closing) == at_once
+    leave.set()
+    wait_until(lambda: states(repository, "a") == states(repository, "b") == {1: State.END})
+    assert len(closing) == 2
+
+
+def test_a_version_wanted_again_after_its_unloading_is_loaded_again(tmp_path, start, loader):
+    put(tmp_path, "a", 1, 2)
+    one, two = (config_of(tmp_path, policy=VersionPolicy(specific=(n,))) for n in (1, 2))
+    repository = start(models=(one,))
+    repository.wait_until_available()
+    repository.reload([two])
+    wait_until(lambda: states(repository, "a") == {2: State.AVAILABLE, 1: State.END})
+    repository.reload([one])
+    wait_until(lambda: states(repository, "a") == {1: State.AVAILABLE, 2: State.END})
+
+
+def config_text(folder, *names, more=""):
+    entries = "".join(
+        f"config {{ name: '{name}' base_path: '{folder / name}' model_platform: 'tensorflow' "
+        f"{more} }}\n"
+        for name in names
+    )
+    return f"model_config_list {{ {entries} }}"
+
+
+def test_a_polled_config_file_is_followed_and_a_broken_one_left_out(tmp_path, start, caplog):
+    put(tmp_path, "a", 1)
+    put(tmp_path, "b", 1)
+    file = tmp_path / "models.config"
+    file.write_text(config_text(tmp_path, "a"))
+    config = ServerConfig(model_config_file=file)
+    repository = start(
+        models=model_configs.current_models(config),
+        model_config_file=file,
+        model_config_file_poll_wait_seconds=1,
+    )
+    repository.wait_until_available()
+
+    def write(text):
+        unfinished = tmp_path / "unfinished"
+        unfinished.write_text(text)
+        unfinished.rename(file)
+        repository._next_look_at_config = 0.0  # now, not in a second
+
+    write(config_text(tmp_path, "a", "b", more="version_labels { key: 'stable' value: 1 }"))
+    wait_until(lambda: "version 1 of model b" in caplog.text)  # not loaded yet: refused as a whole
+    write(config_text(tmp_path, "a", "b"))
+    wait_until(lambda: states(repository, "b") == {1: State.AVAILABLE})
+    write("model_config_list { config {")
+    wait_until(lambda: "what was there stays in force" in caplog.text)
+    write("")
+    wait_until(lambda: "Cannot transition to requested config" in caplog.text)
+    assert repository.names() == ["a", "b"]
+    write(config_text(tmp_path, "b", more="version_labels { key: 'stable' value: 1 }"))
+    wait_until(lambda: repository.names() == ["b"])
+    assert label_answers(repository, "stable", "b") == 1
 
 
 # ---------------------------------------------------------------- with real SavedModels

@@ -2,7 +2,9 @@
 
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -138,3 +140,47 @@ def test_a_second_signal_ends_at_once(start, tmp_path):
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(20) == 128 + signal.SIGTERM
     thread.join()
+
+
+def test_a_start_that_fails_says_so_in_the_stock_words(tmp_path, free_port):
+    (tmp_path / "broken" / "7").mkdir(parents=True)
+    command = [sys.executable, "-m", "serving", "--engine=embedded", "--what"]
+    command += [f"--port={free_port}", "--rest_api_port=0", "--max_num_load_retries=0"]
+    command += ["--model_name=mine", f"--model_base_path={tmp_path / 'broken'}", "--allow-foreign"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60
+    )
+    assert done.returncode == 255
+    assert done.stdout.startswith("unknown argument: --what\n")
+    assert re.search(
+        r"^Failed to start server\. Error: UNKNOWN: 1 servable\(s\) did not become available: "
+        r"\{\{\{name: mine version: 7\} due to error: .+\}, \}$",
+        done.stdout,
+        re.M | re.S,
+    )
+
+
+def test_ports_open_when_the_model_is_there(tmp_path, exports, free_port):
+    base_path = tmp_path / "late"
+    base_path.mkdir()
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "serving", "--engine=embedded", "--allow-foreign"]
+    command += [f"--port={free_port}", "--rest_api_port=0", f"--model_base_path={base_path}"]
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command, stderr=stderr, cwd=Path(__file__).parents[2])
+    try:
+        wait_until(lambda: "no version folder" in log.read_text(), 60)
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", free_port)) != 0
+        shutil.copytree(exports / "half_plus_two" / "3", tmp_path / "unfinished")
+        (tmp_path / "unfinished").rename(base_path / "3")
+        wait_until(lambda: f"gRPC: 127.0.0.1:{free_port}" in log.read_text())
+        with grpc.insecure_channel(f"127.0.0.1:{free_port}") as channel:
+            stub = model_service_pb2_grpc.ModelServiceStub(channel)
+            request = get_model_status_pb2.GetModelStatusRequest()
+            request.model_spec.name = "default"
+            (status,) = stub.GetModelStatus(request, timeout=10).model_version_status
+        assert (status.version, status.state) == (3, status.AVAILABLE)
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
