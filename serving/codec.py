@@ -483,14 +483,20 @@ def tensor_from_proto(alias: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
     return np.asarray(array)
 
 
-def tensor_to_proto(array: np.ndarray) -> tensor_pb2.TensorProto:
-    """Values in the typed `*_val` field, one per element, as TensorFlow Serving sends them."""
+def tensor_to_proto(array: np.ndarray, *, as_content: bool = False) -> tensor_pb2.TensorProto:
+    """Values in the typed `*_val` field, one per element, as TensorFlow Serving sends them.
+
+    With `as_content` their bytes in `tensor_content`, strings aside, which it does not hold.
+    """
     dtype = tf.as_dtype(array.dtype).as_datatype_enum
     proto = tensor_pb2.TensorProto(dtype=dtype)
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
     if dtype not in _PROTO_FIELDS:
         raise ServingError(Code.UNIMPLEMENTED, f"Cannot send a tensor of type {type_name(dtype)}.")
+    if as_content and dtype != types_pb2.DT_STRING:
+        proto.tensor_content = np.ascontiguousarray(array).tobytes()
+        return proto
     flat = array.ravel()
     if dtype in (types_pb2.DT_HALF, types_pb2.DT_BFLOAT16):
         flat = flat.view(np.uint16)

@@ -1,103 +1,333 @@
-"""The gRPC front end: TensorFlow Serving's PredictionService and ModelService on the event loop."""
+"""The gRPC front end: TensorFlow Serving's PredictionService and ModelService on the event loop.
+
+One function, `Calls.answer`, takes every request and is the only place where an exception becomes
+a status; what a method does is a plain function of a repository, run in a thread.
+"""
 
 import logging
-from collections.abc import Callable
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
+    model_management_pb2,
     model_pb2,
-    model_service_pb2_grpc,
     predict_pb2,
-    prediction_service_pb2_grpc,
+    regression_pb2,
 )
 
 from model.signatures import SERVING_DEFAULT
-from serving import inference
+from serving import inference, metrics, model_configs, text_config
 from serving.codec import tensor_to_proto
+from serving.config import ConfigError, ServerConfig
 from serving.errors import INTERNAL_TEXT, Code, ServingError, as_serving_error, invalid_argument
+from serving.keys import Keys
 from serving.repository import Repository
 from serving.service import Service
+from serving.timing import Timing
 
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 MAX_ERROR_BYTES = 1024
+REQUEST_ID = "x-request-id"
+NOT_PLAIN = re.compile(r"[^A-Za-z0-9._:/-]")
 
-OPTIONS = [
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # Shared ports would let a second server start unseen and take half of the requests.
-    ("grpc.so_reuseport", 0),
-]
-
-
-def create_server(service: Service) -> grpc.aio.Server:
-    server = grpc.aio.server(options=OPTIONS)
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-        PredictionService(service), server
-    )
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(service), server)
-    return server
-
-
-class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    async def Predict(self, request: Any, context: Any) -> predict_pb2.PredictResponse:
-        return await _answer(self._service, context, _predict, request)
-
-    async def GetModelMetadata(
-        self, request: Any, context: Any
-    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-        return await _answer(self._service, context, _metadata, request)
-
-    async def Classify(self, request: Any, context: Any) -> None:
-        await _refuse(context, "Classify")
-
-    async def Regress(self, request: Any, context: Any) -> None:
-        await _refuse(context, "Regress")
-
-    async def MultiInference(self, request: Any, context: Any) -> None:
-        await _refuse(context, "MultiInference")
+# Messages cross as bytes and are read here: one that is none gets an answer of ours.
+_PREDICTION = {
+    "Predict": predict_pb2.PredictRequest,
+    "Classify": classification_pb2.ClassificationRequest,
+    "Regress": regression_pb2.RegressionRequest,
+    "MultiInference": inference_pb2.MultiInferenceRequest,
+    "GetModelMetadata": get_model_metadata_pb2.GetModelMetadataRequest,
+}
+_MODEL = {
+    "GetModelStatus": get_model_status_pb2.GetModelStatusRequest,
+    "HandleReloadConfigRequest": model_management_pb2.ReloadConfigRequest,
+}
+_SERVICES = {
+    "tensorflow.serving.PredictionService": _PREDICTION,
+    "tensorflow.serving.ModelService": _MODEL,
+}
+# The names that tensorflow_model_server reports.
+_HEALTHY = ("", "ModelService", "PredictionService")
+_INFERENCE = ("Predict", "Classify", "Regress", "MultiInference")
 
 
-class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    def __init__(self, service: Service) -> None:
-        self._service = service
+class GrpcServer:
+    """Both services, and those for health and reflection where they are asked for.
 
-    async def GetModelStatus(
-        self, request: Any, context: Any
-    ) -> get_model_status_pb2.GetModelStatusResponse:
-        return await _answer(self._service, context, _status, request)
+    Raises ConfigError for settings that cannot work.
+    """
 
-    async def HandleReloadConfigRequest(self, request: Any, context: Any) -> None:
-        await _refuse(context, "HandleReloadConfigRequest")
+    def __init__(self, service: Service, config: ServerConfig) -> None:
+        self._config, self._health = config, None
+        self.server = grpc.aio.server(options=_options(config))
+        calls = Calls(service, config)
+        for name, methods in _SERVICES.items():
+            handlers = {
+                method: grpc.unary_unary_rpc_method_handler(
+                    calls.method(method, kind), response_serializer=_serialize
+                )
+                for method, kind in methods.items()
+            }
+            handler = grpc.method_handlers_generic_handler(name, handlers)
+            self.server.add_generic_rpc_handlers([handler])
+        names = list(_SERVICES)
+        if config.enable_grpc_healthcheck_service:
+            from grpc_health.v1 import health, health_pb2_grpc
+
+            self._health = health.aio.HealthServicer()
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+            names.append(health.SERVICE_NAME)
+        if config.grpc_reflection:
+            from grpc_reflection.v1alpha import reflection
+            from tensorflow_serving.apis import (  # noqa: F401  what reflection tells of
+                model_service_pb2,
+                prediction_service_pb2,
+            )
+
+            reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], self.server)
+
+    async def start(self, host: str) -> list[str]:
+        """Opens the port and the socket that the settings name; returns what listens where.
+
+        Raises ConfigError when one of them cannot be had.
+        """
+        credentials = _credentials(self._config)
+        addresses = [f"{host}:{self._config.port}"] if self._config.port else []
+        if self._config.grpc_socket_path:
+            addresses.append(f"unix:{self._config.grpc_socket_path}")
+        for address in addresses:
+            is_socket = address.startswith("unix:")
+            try:
+                if credentials and not is_socket:
+                    self.server.add_secure_port(address, credentials)
+                else:
+                    self.server.add_insecure_port(address)
+            except RuntimeError as error:
+                flag = "--grpc_socket_path" if is_socket else "--port"
+                raise ConfigError(f"{flag}: cannot listen on {address}: {error}") from error
+        if addresses:
+            await self.server.start()
+        if self._health:
+            from grpc_health.v1 import health_pb2
+
+            for name in _HEALTHY:
+                await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return addresses
+
+    async def drain(self) -> None:
+        """Tells the callers of the health service; requests are refused by the service itself."""
+        if self._health:
+            await self._health.enter_graceful_shutdown()
+
+    async def stop(self, seconds: float) -> None:
+        await self.server.stop(seconds)
 
 
-async def _answer(
-    service: Service, context: Any, work: Callable[[Repository, Any], Any], request: Any
-) -> Any:
-    """The one place where an exception becomes a gRPC status."""
+class Calls:
+    """Answers every method of both services."""
+
+    def __init__(self, service: Service, config: ServerConfig) -> None:
+        self._service, self._config = service, config
+        self._keys = Keys.from_config(config)
+        self._work: dict[str, Callable[..., Any]] = {
+            "Predict": self._predict,
+            "Classify": self._classify,
+            "Regress": self._regress,
+            "MultiInference": self._multi_inference,
+            "GetModelMetadata": _metadata,
+            "GetModelStatus": _status,
+            "HandleReloadConfigRequest": self._reload,
+        }
+
+    def method(self, name: str, kind: Any) -> Callable[[bytes, Any], Any]:
+        async def call(body: bytes, context: grpc.aio.ServicerContext) -> Any:
+            return await self.answer(name, kind, body, context)
+
+        return call
+
+    async def answer(
+        self, method: str, kind: Any, body: bytes, context: grpc.aio.ServicerContext
+    ) -> Any:
+        """The one place where an exception becomes a gRPC status."""
+        began = time.perf_counter()
+        timing, model = Timing(), ""
+        headers = {
+            key: value if isinstance(value, str) else value.decode("latin-1")
+            for key, value in context.invocation_metadata() or ()
+        }
+        try:
+            await context.send_initial_metadata([(REQUEST_ID, _request_id(headers))])
+            self._keys.check(headers, admin=method == "HandleReloadConfigRequest")
+            request = _read(kind, body)
+            model = _model_of(request)
+            timing.parse = time.perf_counter() - began
+            answer = await self._run(method, request, timing, context)
+        except Exception as error:
+            known = as_serving_error(error)
+            if known is None:
+                log.exception("%s failed", method)
+                known = ServingError(Code.INTERNAL, INTERNAL_TEXT)
+        else:
+            if method in _INFERENCE:
+                metrics.count_request(model, Code.OK.name)
+                seconds = time.perf_counter() - began
+                metrics.observe_request(model, method, "GRPC", timing, seconds)
+            return answer
+        if method in _INFERENCE:
+            metrics.count_request(model, known.code.name)
+        await context.abort(grpc.StatusCode[known.code.name], _cut(known.message))
+
+    async def _run(self, method: str, request: Any, timing: Timing, context: Any) -> Any:
+        work, timeout = self._work[method], context.time_remaining()
+        if method not in _INFERENCE:
+            return await self._service.run(work, request)
+        if timeout is not None and timeout <= 0:
+            raise ServingError(Code.DEADLINE_EXCEEDED, "The deadline was over on arrival.")
+        asked = time.perf_counter()
+
+        def in_thread(repository: Repository) -> Any:
+            waited = time.perf_counter() - asked
+            timing.queue += waited
+            left = None if timeout is None else timeout - waited
+            return work(repository, request, left, timing)
+
+        return await self._service.run(in_thread)
+
+    def _predict(
+        self, repository: Repository, request: Any, timeout: float | None, timing: Timing
+    ) -> predict_pb2.PredictResponse:
+        name, version, label = _target(request)
+        with repository.acquire(name, version, label) as servable:
+            if self._config.enable_signature_method_name_check:
+                _check_predict_method(servable, request.model_spec.signature_name)
+            outputs = inference.predict(servable, request, timeout=timeout, timing=timing)
+            version = servable.version
+        _observe(name, "Predict", timing, _rows(outputs))
+        began = time.perf_counter()
+        as_content = self._config.enable_serialization_as_tensor_content
+        response = predict_pb2.PredictResponse(
+            model_spec=_spec(name, version, request.model_spec.signature_name),
+            outputs={
+                alias: tensor_to_proto(array, as_content=as_content)
+                for alias, array in outputs.items()
+            },
+        )
+        timing.serialize += time.perf_counter() - began
+        return response
+
+    def _classify(
+        self, repository: Repository, request: Any, timeout: float | None, timing: Timing
+    ) -> classification_pb2.ClassificationResponse:
+        result, spec = self._examples(inference.classify, "Classify", repository, request)(
+            timeout, timing
+        )
+        return classification_pb2.ClassificationResponse(result=result, model_spec=spec)
+
+    def _regress(
+        self, repository: Repository, request: Any, timeout: float | None, timing: Timing
+    ) -> regression_pb2.RegressionResponse:
+        result, spec = self._examples(inference.regress, "Regress", repository, request)(
+            timeout, timing
+        )
+        return regression_pb2.RegressionResponse(result=result, model_spec=spec)
+
+    def _examples(
+        self, method: Callable[..., Any], api: str, repository: Repository, request: Any
+    ) -> Callable[[float | None, Timing], tuple[Any, model_pb2.ModelSpec]]:
+        """Both of the calls that read tf.Examples."""
+
+        def run(timeout: float | None, timing: Timing) -> tuple[Any, model_pb2.ModelSpec]:
+            name, version, label = _target(request)
+            signature = request.model_spec.signature_name
+            with repository.acquire(name, version, label) as servable:
+                _find_signature(servable, signature)
+                examples = inference.examples_of(request.input)
+                result = method(
+                    servable,
+                    signature,
+                    examples,
+                    timeout=timeout,
+                    timing=timing,
+                    check_method_name=self._config.enable_signature_method_name_check,
+                )
+                version = servable.version
+            _observe(name, api, timing, len(examples))
+            return result, _spec(name, version, signature)
+
+        return run
+
+    def _multi_inference(
+        self, repository: Repository, request: Any, timeout: float | None, timing: Timing
+    ) -> inference_pb2.MultiInferenceResponse:
+        name, version, label = _target(request.tasks[0] if request.tasks else request)
+        with repository.acquire(name, version, label) as servable:
+            examples = inference.examples_of(request.input)
+            response = inference.multi_inference(
+                servable,
+                request.tasks,
+                examples,
+                timeout=timeout,
+                timing=timing,
+                check_method_name=self._config.enable_signature_method_name_check,
+            )
+        _observe(name, "MultiInference", timing, len(examples))
+        return response
+
+    def _reload(
+        self, repository: Repository, request: Any
+    ) -> model_management_pb2.ReloadConfigResponse:
+        if request.config.WhichOneof("config") != "model_config_list":
+            raise invalid_argument(
+                "ServerModelConfig type not supported by HandleReloadConfigRequest. Only "
+                "ModelConfigList is currently supported"
+            )
+        before = {name: metrics.counter(name) or 0 for name in request.metric_names}
+        repository.reload(model_configs.from_proto(request.config))
+        response = model_management_pb2.ReloadConfigResponse()
+        response.status.SetInParent()
+        for name in request.metric_names:
+            response.metric.add(
+                name=name, int64_value_increase=(metrics.counter(name) or 0) - before[name]
+            )
+        return response
+
+
+def _read(kind: Any, body: bytes) -> Any:
     try:
-        return await service.run(work, request)
-    except Exception as error:
-        known = as_serving_error(error)
-        if known is None:
-            log.exception("%s failed", type(request).__name__)
-            known = ServingError(Code.INTERNAL, INTERNAL_TEXT)
-    await context.abort(grpc.StatusCode[known.code.name], _cut(known.message))
+        return kind.FromString(body)
+    except DecodeError as error:
+        raise invalid_argument(
+            f"The request cannot be read as a tensorflow.serving.{kind.DESCRIPTOR.name}."
+        ) from error
 
 
-async def _refuse(context: Any, method: str) -> None:
-    await context.abort(
-        grpc.StatusCode.UNIMPLEMENTED,
-        f"This server has no {method} yet; call Predict, or run tensorflow_model_server "
-        "(python -m serving --engine binary).",
-    )
+def _serialize(message: Any) -> bytes:
+    return bytes(message.SerializeToString())
+
+
+def _model_of(request: Any) -> str:
+    if isinstance(request, inference_pb2.MultiInferenceRequest):
+        return request.tasks[0].model_spec.name if request.tasks else ""
+    return getattr(getattr(request, "model_spec", None), "name", "")
+
+
+def _request_id(headers: Mapping[str, str]) -> str:
+    """The caller's, if it can stand in a header and a log, else a new one."""
+    given = headers.get(REQUEST_ID, "")
+    if 0 < len(given) <= 128 and not NOT_PLAIN.search(given):
+        return given
+    return uuid.uuid4().hex
 
 
 def _cut(message: str) -> str:
@@ -109,6 +339,8 @@ def _cut(message: str) -> str:
 
 def _target(request: Any) -> tuple[str, int | None, str | None]:
     """(name, version, label) of a request's model_spec."""
+    if isinstance(request, inference_pb2.MultiInferenceRequest):  # without any task
+        raise invalid_argument("ModelSpec has no name specified.")
     if not request.HasField("model_spec"):
         raise invalid_argument("Missing ModelSpec")
     spec = request.model_spec
@@ -120,21 +352,37 @@ def _target(request: Any) -> tuple[str, int | None, str | None]:
     return spec.name, version, label
 
 
-def _predict(
-    repository: Repository, request: predict_pb2.PredictRequest
-) -> predict_pb2.PredictResponse:
-    name, version, label = _target(request)
-    with repository.acquire(name, version, label) as servable:
-        outputs = inference.predict(servable, request)
-        version = servable.version
-    spec = model_pb2.ModelSpec(
-        name=name, signature_name=request.model_spec.signature_name or SERVING_DEFAULT
-    )
-    spec.version.value = version
-    return predict_pb2.PredictResponse(
-        model_spec=spec,
-        outputs={alias: tensor_to_proto(array) for alias, array in outputs.items()},
-    )
+def _spec(name: str, version: int | None, signature_name: str) -> model_pb2.ModelSpec:
+    spec = model_pb2.ModelSpec(name=name, signature_name=signature_name or SERVING_DEFAULT)
+    if version is not None:
+        spec.version.value = version
+    return spec
+
+
+def _find_signature(servable: Any, name: str) -> None:
+    """The signature is looked for before the examples are."""
+    if (name or SERVING_DEFAULT) not in servable.signatures:
+        raise invalid_argument(f"No signature was found with the name: {name or SERVING_DEFAULT}")
+
+
+def _check_predict_method(servable: Any, name: str) -> None:
+    signature = servable.signatures.get(name or SERVING_DEFAULT)
+    allowed = ("tensorflow/serving/predict", inference.CLASSIFY_METHOD, inference.REGRESS_METHOD)
+    if signature is not None and signature.method_name not in allowed:
+        raise invalid_argument(
+            "Expected prediction signature method_name to be one of {"
+            + ", ".join(allowed)
+            + f"}}. Was: {signature.method_name}"
+        )
+
+
+def _observe(model: str, api: str, timing: Timing, rows: int) -> None:
+    metrics.observe_runtime(model, api, timing.compute)
+    metrics.observe_examples(model, rows)
+
+
+def _rows(outputs: Mapping[str, Any]) -> int:
+    return max((len(array) for array in outputs.values() if array.ndim), default=1)
 
 
 def _metadata(
@@ -166,3 +414,42 @@ def _status(
             entry.status.error_code = error.code.number
             entry.status.error_message = error.message
     return response
+
+
+def _options(config: ServerConfig) -> list[tuple[str, Any]]:
+    options: dict[str, Any] = {
+        "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
+        "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
+        # Shared ports would let a second server start unseen and take half of the requests.
+        "grpc.so_reuseport": 0,
+    }
+    for pair in filter(None, config.grpc_channel_arguments.split(",")):
+        name, separator, value = pair.partition("=")
+        if not separator or not name:
+            raise ConfigError(
+                f"--grpc_channel_arguments takes key=value,key=value. Received: {pair!r}"
+            )
+        options[name] = int(value) if re.fullmatch(r"[+-]?\d+", value, re.ASCII) else value
+    return list(options.items())
+
+
+def _credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
+    """TLS by --ssl_config_file, which is TensorFlow Serving's, or by the pair that REST uses."""
+    if config.ssl_config_file:
+        if config.tls_certificate:
+            raise ConfigError("--ssl_config_file and --tls-certificate cannot go together for gRPC")
+        settings = text_config.read("--ssl_config_file", config.ssl_config_file, "SSLConfig")
+        pair = (settings.server_key.encode(), settings.server_cert.encode())
+        if not all(pair):
+            raise ConfigError("--ssl_config_file must give server_key and server_cert, PEM texts")
+        root = settings.custom_ca.encode() or None
+        if settings.client_verify and root is None:
+            raise ConfigError("--ssl_config_file: client_verify needs custom_ca, a PEM text")
+        return grpc.ssl_server_credentials([pair], root, bool(settings.client_verify))
+    if config.tls_certificate and config.tls_key:
+        try:
+            pair = (config.tls_key.read_bytes(), config.tls_certificate.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"--tls-certificate or --tls-key cannot be read: {error}") from error
+        return grpc.ssl_server_credentials([pair])
+    return None

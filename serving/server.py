@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.runtime import import_tensorflow
 from serving import metrics
-from serving.config import ConfigError, ServerConfig
+from serving.config import ServerConfig
 from serving.errors import ServingError
 from serving.sockets import listen, url_host
 
@@ -57,7 +57,7 @@ async def _serve(config: ServerConfig) -> bool:
     import uvicorn
 
     from serving import servable
-    from serving.grpc_server import create_server
+    from serving.grpc_server import GrpcServer
     from serving.repository import Repository
     from serving.rest import create_app
     from serving.service import Service, num_threads
@@ -79,14 +79,9 @@ async def _serve(config: ServerConfig) -> bool:
     if not config.is_discovering and not await _is_available(repository, stopping):
         return await asyncio.to_thread(repository.stop, CLOSING_SECONDS)
 
-    grpc_server = create_server(service)
-    if config.port:
-        try:
-            grpc_server.add_insecure_port(f"{host}:{config.port}")
-        except RuntimeError as error:
-            raise ConfigError(f"--port: cannot listen on {host}:{config.port}: {error}") from error
-        await grpc_server.start()
-        log.info("gRPC: %s:%d", host, config.port)
+    grpc_server = GrpcServer(service, config)
+    for address in await grpc_server.start(host):
+        log.info("gRPC: %s", address)
 
     http_server = HttpServer(
         uvicorn.Config(
@@ -107,6 +102,7 @@ async def _serve(config: ServerConfig) -> bool:
     await stopping.wait()
 
     log.info("Stopping: waiting up to %g s for running requests", config.drain_seconds)
+    await grpc_server.drain()
     num_unfinished = await service.drain(config.drain_seconds)
     if num_unfinished:
         log.warning("Requests cut off because they did not finish in time: %d", num_unfinished)

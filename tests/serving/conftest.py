@@ -12,7 +12,7 @@ from toy_exports import MODELS, wait_until
 
 from serving import servable
 from serving.config import ServerConfig
-from serving.grpc_server import create_server
+from serving.grpc_server import GrpcServer
 from serving.repository import Repository
 from serving.rest import create_app
 from serving.service import Service
@@ -59,7 +59,7 @@ def stubs(repository: Repository) -> Iterator[Stubs]:
     thread.start()
 
     async def start() -> tuple[grpc.aio.Server, int]:
-        server = create_server(Service(repository))
+        server = GrpcServer(Service(repository), ServerConfig(port=0)).server
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         return server, port

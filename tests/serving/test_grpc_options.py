@@ -1,0 +1,238 @@
+"""What the settings make of the gRPC server: sockets, TLS, health, reflection, keys, reloading."""
+
+import asyncio
+import contextlib
+import json
+import threading
+
+import grpc
+import pytest
+import tensorflow as tf
+import trustme
+from google.protobuf import text_format
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tensorflow_serving.apis import (
+    get_model_status_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    prediction_service_pb2_grpc,
+)
+from test_grpc_server import predict_request, refused
+
+from serving.config import ConfigError, ServerConfig
+from serving.grpc_server import GrpcServer
+from serving.keys import ADMIN_KEYS, API_KEYS
+from serving.service import Service
+
+PREDICT = predict_request("half_plus_two", {"x": [1.0]})
+
+
+@contextlib.contextmanager
+def running(repository, **settings):
+    """A server of this process and its service; `settings` need a socket or a port."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def do(work):
+        return asyncio.run_coroutine_threadsafe(work, loop).result(10)
+
+    async def start():
+        service = Service(repository)
+        server = GrpcServer(service, ServerConfig(**{"port": 0} | settings))
+        await server.start("127.0.0.1")
+        return service, server
+
+    try:
+        service, server = do(start())
+        yield service, server, do
+        do(server.stop(None))
+        service.close()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+@pytest.fixture
+def socket_path(tmp_path):
+    return str(tmp_path / "s")  # short: a path of a socket may have 107 bytes
+
+
+@contextlib.contextmanager
+def channel_to(repository, socket_path, **settings):
+    with (
+        running(repository, grpc_socket_path=socket_path, **settings) as server,
+        grpc.insecure_channel(f"unix:{socket_path}") as channel,
+    ):
+        yield channel, *server
+
+
+def predict(channel):
+    return prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict
+
+
+def test_a_unix_socket_is_enough(repository, socket_path):
+    with channel_to(repository, socket_path) as (channel, *_):
+        response = predict(channel)(PREDICT, timeout=10)
+        assert list(response.outputs["y"].float_val) == [2.5]
+
+
+def test_outputs_in_tensor_content_where_asked_for(repository, socket_path):
+    settings = {"enable_serialization_as_tensor_content": True}
+    with channel_to(repository, socket_path, **settings) as (channel, *_):
+        output = predict(channel)(PREDICT, timeout=10).outputs["y"]
+        assert output.tensor_content and not output.float_val
+        assert tf.make_ndarray(output).tolist() == [2.5]
+        words = predict_request("classifier", {"text": [b"good"]})
+        assert predict(channel)(words, timeout=10).outputs["label"].string_val
+
+
+def test_every_answer_has_an_id(repository, socket_path):
+    with channel_to(repository, socket_path) as (channel, *_):
+
+        def id_of(*given):
+            _, call = predict(channel).with_call(PREDICT, timeout=10, metadata=given)
+            return dict(call.initial_metadata())["x-request-id"]
+
+        assert id_of(("x-request-id", "abc-1")) == "abc-1"
+        made = id_of(("x-request-id", "no spaces here"))
+        assert len(made) == 32 and made != id_of()
+
+
+def test_bytes_that_are_no_message_are_the_callers_fault(repository, socket_path):
+    with channel_to(repository, socket_path) as (channel, *_):
+        call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+        code, text = refused(call, b"\xff\xff\xff")
+        assert code == "INVALID_ARGUMENT" and "tensorflow.serving.PredictRequest" in text
+
+
+def test_keys_are_asked_for_and_an_admins_to_reload(repository, socket_path, monkeypatch):
+    monkeypatch.setenv(API_KEYS, "user-key-0123456789")
+    monkeypatch.setenv(ADMIN_KEYS, "admin-key-0123456789")
+    with channel_to(repository, socket_path) as (channel, *_):
+        assert refused(predict(channel), PREDICT)[0] == "UNAUTHENTICATED"
+        key = (("authorization", "Bearer user-key-0123456789"),)
+        assert predict(channel)(PREDICT, timeout=10, metadata=key)
+        reload = model_service_pb2_grpc.ModelServiceStub(channel).HandleReloadConfigRequest
+        with pytest.raises(grpc.RpcError) as caught:
+            reload(model_management_pb2.ReloadConfigRequest(), timeout=10, metadata=key)
+        assert caught.value.code().name == "PERMISSION_DENIED"
+
+
+class _Reloaded:
+    """A repository that remembers."""
+
+    def reload(self, models):
+        self.models = models
+
+
+def test_a_reload_passes_the_models_on_and_tells_the_growth_of_counters(socket_path, tmp_path):
+    repository = _Reloaded()
+    with channel_to(repository, socket_path) as (channel, *_):
+        reload = model_service_pb2_grpc.ModelServiceStub(channel).HandleReloadConfigRequest
+        request = model_management_pb2.ReloadConfigRequest()
+        assert refused(reload, request) == (
+            "INVALID_ARGUMENT",
+            "ServerModelConfig type not supported by HandleReloadConfigRequest. Only "
+            "ModelConfigList is currently supported",
+        )
+        text_format.Parse(
+            f'config {{ model_config_list {{ config {{ name: "a" base_path: "{tmp_path}" '
+            'model_platform: "tensorflow" } } } metric_names: "/tensorflow/serving/request_count"',
+            request,
+        )
+        response = reload(request, timeout=10)
+        [model] = repository.models
+        assert (model.name, model.base_path) == ("a", tmp_path)
+        assert response.HasField("status") and response.status.error_code == 0
+        [metric] = response.metric
+        assert metric.name == "/tensorflow/serving/request_count"
+        assert metric.int64_value_increase == 0
+
+
+def test_health_follows_the_drain(repository, socket_path):
+    settings = {"enable_grpc_healthcheck_service": True}
+    with channel_to(repository, socket_path, **settings) as (channel, _, server, do):
+        check = health_pb2_grpc.HealthStub(channel).Check
+        serving = health_pb2.HealthCheckResponse
+        for name in ("", "ModelService", "PredictionService"):
+            request = health_pb2.HealthCheckRequest(service=name)
+            assert check(request, timeout=10).status == serving.SERVING
+        unknown = health_pb2.HealthCheckRequest(service="no")
+        assert refused(check, unknown)[0] == "NOT_FOUND"
+        do(server.drain())
+        request = health_pb2.HealthCheckRequest()
+        assert check(request, timeout=10).status == serving.NOT_SERVING
+
+
+def test_reflection_lists_both_services_only_where_asked_for(repository, socket_path):
+    def services(channel):
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+        [answer] = stub.ServerReflectionInfo(asked, timeout=10)
+        return {service.name for service in answer.list_services_response.service}
+
+    with channel_to(repository, socket_path, grpc_reflection=True) as (channel, *_):
+        found = services(channel)
+        assert "tensorflow.serving.PredictionService" in found
+        assert "tensorflow.serving.ModelService" in found
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        symbol = "tensorflow.serving.PredictionService"
+        asked = iter([reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)])
+        [answer] = stub.ServerReflectionInfo(asked, timeout=10)
+        assert answer.file_descriptor_response.file_descriptor_proto
+    with channel_to(repository, socket_path) as (channel, *_), pytest.raises(grpc.RpcError):
+        services(channel)
+
+
+def test_tls_by_the_stock_file(repository, tmp_path, free_port):
+    authority = trustme.CA()
+    server, client = authority.issue_cert("localhost"), authority.issue_cert("client")
+    texts = {
+        "server_key": server.private_key_pem,
+        "server_cert": server.cert_chain_pems[0],
+        "custom_ca": authority.cert_pem,
+    }
+    file = tmp_path / "ssl.config"
+    lines = [f"{name}: {json.dumps(pem.bytes().decode())}" for name, pem in texts.items()]
+    file.write_text("\n".join([*lines, "client_verify: true"]))
+    with running(repository, port=free_port, ssl_config_file=file):
+        known = grpc.ssl_channel_credentials(
+            authority.cert_pem.bytes(),
+            client.private_key_pem.bytes(),
+            client.cert_chain_pems[0].bytes(),
+        )
+        address = f"localhost:{free_port}"
+        with grpc.secure_channel(address, known) as channel:
+            assert predict(channel)(PREDICT, timeout=10)
+        stranger = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+        with grpc.secure_channel(address, stranger) as channel:
+            assert refused(predict(channel), PREDICT)[0] == "UNAVAILABLE"
+        with grpc.insecure_channel(address) as channel:
+            assert refused(predict(channel), PREDICT)[0] == "UNAVAILABLE"
+
+
+def test_what_cannot_be_set_is_refused(repository, tmp_path):
+    file = tmp_path / "ssl.config"
+    file.write_text('server_key: "a"')
+    for settings, text in (
+        ({"grpc_channel_arguments": "a"}, "grpc_channel_arguments"),
+        ({"ssl_config_file": file}, "server_key and server_cert"),
+    ):
+        with (
+            pytest.raises(ConfigError, match=text),
+            running(repository, grpc_socket_path=str(tmp_path / "s"), **settings),
+        ):
+            pass
+
+
+def test_channel_arguments_reach_the_server(repository, socket_path):
+    settings = {"grpc_channel_arguments": "grpc.max_receive_message_length=64"}
+    with channel_to(repository, socket_path, **settings) as (channel, *_):
+        request = predict_request("half_plus_two", {"x": [1.0] * 100})
+        assert refused(predict(channel), request)[0] == "RESOURCE_EXHAUSTED"
+        status = get_model_status_pb2.GetModelStatusRequest()
+        status.model_spec.name = "mixed"
+        assert model_service_pb2_grpc.ModelServiceStub(channel).GetModelStatus(status, timeout=10)
