@@ -19,6 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.INFO)
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in ("promote", "rollback"):
+        from serving.promote import main as move
+
+        return move(arguments)
     if {"-h", "--help"} & set(arguments):
         print(flags.usage(), end="")
         return 0
