@@ -12,6 +12,7 @@ import binascii
 import itertools
 import json
 import re
+from array import array as packed
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,10 +22,12 @@ import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 
 from serving.errors import Code, ServingError, invalid_argument
+from serving.json_text import shown
 
 Arrays = dict[str, np.ndarray]
 
 MAX_RANK = 64  # numpy's limit
+BAD_BASE64 = "Unable to base64 decode"
 
 INT32 = (-(2**31), 2**31 - 1)
 # What a JSON integer must fit. The protocol checks the small types against int32 only.
@@ -44,109 +47,6 @@ JSON_TYPES = {*INTEGER_RANGES, *FLOATS, types_pb2.DT_BOOL, types_pb2.DT_STRING}
 def type_name(dtype: int) -> str:
     """TensorFlow's short name of a DataType: `float`, `int32`, `string`, `half`."""
     return types_pb2.DataType.Name(dtype).removeprefix("DT_").lower()
-
-
-# ---------------------------------------------------------------- JSON text
-
-_DECODER = json.JSONDecoder()
-
-# Python's message (its beginning) -> RapidJSON's.
-_PARSE_ERRORS = {
-    "Expecting property name": "Missing a name for object member.",
-    "Expecting ':' delimiter": "Missing a colon after a name of object member.",
-    "Unterminated string": "Missing a closing quotation mark in string.",
-    "Invalid control character": "Invalid encoding in string.",
-    "Invalid \\escape": "Invalid escape character in string.",
-    "Invalid \\uXXXX escape": "Incorrect hex digit after \\u escape in string.",
-}
-_STRING_OR_INF = re.compile(r'"(?:[^"\\]|\\.)*"|\bInf\b', re.DOTALL)
-_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
-
-
-def parse_json(body: bytes) -> Any:
-    """The first JSON value in `body`; the rest is ignored. NaN, Infinity and Inf are numbers."""
-    if not body:
-        raise invalid_argument("JSON Parse error: The document is empty")
-    # Invalid UTF-8 travels through a string input unchanged, as surrogates here.
-    text = body.decode("utf-8", errors="surrogateescape")
-    start = len(text) - len(text.lstrip(" \t\r\n"))
-    if start == len(text):
-        raise _parse_error("The document is empty.", text, start)
-    try:
-        value = _decode(text, start)
-    except json.JSONDecodeError as error:
-        raise _parse_error(_rapidjson_text(error, text), text, error.pos) from error
-    except RecursionError as error:
-        raise _parse_error("Lists and objects are nested too deeply.", text, start) from error
-    except ValueError as error:  # an integer of thousands of digits
-        raise _parse_error("Number too big to be stored in double.", text, start) from error
-    if "\\ud" in text or "\\uD" in text:
-        _refuse_lone_surrogates(text)
-    return value
-
-
-def _decode(text: str, start: int) -> Any:
-    try:
-        return _DECODER.raw_decode(text, start)[0]
-    except json.JSONDecodeError:
-        if not any(m[0] == "Inf" for m in _STRING_OR_INF.finditer(text)):
-            raise
-    longer = _STRING_OR_INF.sub(lambda m: "Infinity" if m[0] == "Inf" else m[0], text)
-    return _DECODER.raw_decode(longer, start)[0]
-
-
-def _rapidjson_text(error: json.JSONDecodeError, text: str) -> str:
-    if error.msg.startswith("Expecting ',' delimiter"):
-        if _innermost_bracket(text[: error.pos]) == "{":
-            return "Missing a comma or } after an object member."
-        return "Missing a comma or ] after an array element."
-    matches = (ours for theirs, ours in _PARSE_ERRORS.items() if error.msg.startswith(theirs))
-    return next(matches, "Invalid value.")
-
-
-def _innermost_bracket(text: str) -> str:
-    """The last bracket that is still open where `text` ends."""
-    stack = [""]
-    for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text, re.DOTALL):
-        if token[0] in "[{":
-            stack.append(token[0])
-        elif token[0] in "]}":
-            stack.pop()
-    return stack[-1]
-
-
-def _refuse_lone_surrogates(text: str) -> None:
-    r"""`"\ud83d"` alone is no character and could not be written as UTF-8."""
-    high: int | None = None  # where a high half waits for its low half
-    for escape in _ESCAPE.finditer(text):
-        unit = int(escape[1], 16) if escape[1] else 0
-        is_low = 0xDC00 <= unit <= 0xDFFF
-        if (high is not None) != is_low or (is_low and escape.start() != high):
-            at = escape.start() if high is None else high - 6
-            raise _parse_error("The surrogate pair in string is invalid.", text, at)
-        high = escape.end() if 0xD800 <= unit <= 0xDBFF else None
-    if high is not None:
-        raise _parse_error("The surrogate pair in string is invalid.", text, high - 6)
-
-
-def _parse_error(what: str, text: str, position: int) -> ServingError:
-    offset = len(text[:position].encode("utf-8", errors="surrogateescape"))
-    return invalid_argument(f"JSON Parse error: {what} at offset: {offset}")
-
-
-def shown(value: Any) -> str:
-    """`JSON Value: ...` as error texts show it, cut at 256 characters however large it is."""
-    pieces, length = [], 0
-    try:
-        for piece in json.JSONEncoder(indent=4, ensure_ascii=False).iterencode(value):
-            pieces.append(piece)
-            length += len(piece)
-            if length > 256:
-                break
-    except RecursionError:
-        pieces = ["(nested too deeply to show)"]
-    text = "".join(pieces)[:256].encode("utf-8", errors="surrogateescape").decode(errors="replace")
-    return f"JSON Value: {text}"
 
 
 # ---------------------------------------------------------------- JSON -> tensors
@@ -189,7 +89,7 @@ def _from_rows(rows: Any, dtypes: Mapping[str, int]) -> Arrays:
         elif len(dtypes) == 1 and not any(map(_is_object, rows)):
             ((alias, dtype),) = dtypes.items()
             return {alias: _to_array(rows, dtype)}
-    except _Fault:
+    except Fault:
         pass  # named below
     raise _row_fault(rows, dtypes)
 
@@ -261,23 +161,23 @@ def _from_columns(inputs: Any, dtypes: Mapping[str, int]) -> Arrays:
             raise invalid_argument(f"Missing named input: {alias} in 'inputs' object.")
         try:
             arrays[alias] = _to_array(inputs[alias], dtype)
-        except _Fault:
+        except Fault:
             _check_value(inputs[alias], _shape_of(inputs[alias]), dtype)
             raise AssertionError(f"refused without a fault: {shown(inputs[alias])}") from None
     return arrays
 
 
-class _Fault(Exception):
+class Fault(Exception):
     """The fast way does not fit; the slow walk finds out what to tell."""
 
 
 def _to_array(value: Any, dtype: int) -> np.ndarray:
-    """The tensor of a nested list, or `_Fault`."""
+    """The tensor of a nested list, or `Fault`."""
     shape = _shape_of(value)
     leaves = [value]
     for size in shape:
         if not all(type(row) is list and len(row) == size for row in leaves):
-            raise _Fault
+            raise Fault
         leaves = list(itertools.chain.from_iterable(leaves))
     return np.reshape(_leaf_array(leaves, dtype), shape)
 
@@ -301,13 +201,10 @@ def _leaf_array(leaves: list[Any], dtype: int) -> np.ndarray:
     types = set(map(type, leaves))  # exact types: in Python a bool is an int
     if dtype == types_pb2.DT_STRING:
         array = np.empty(len(leaves), dtype=object)
-        array[:] = [_to_bytes(leaf) for leaf in leaves]
+        array[:] = _encoded(leaves) if types == {str} else [to_bytes(leaf) for leaf in leaves]
         return array
     if dtype in FLOATS and types <= {int, float}:
-        try:
-            doubles = np.array(leaves, dtype=np.float64)
-        except OverflowError as error:
-            raise _Fault from error
+        doubles = np.frombuffer(packed("d", leaves))
         with np.errstate(over="ignore"):  # beyond float32 is infinity, as in a C++ cast
             return doubles.astype(tf.as_dtype(dtype).as_numpy_dtype)
     if dtype == types_pb2.DT_BOOL and types <= {bool}:
@@ -317,19 +214,27 @@ def _leaf_array(leaves: list[Any], dtype: int) -> np.ndarray:
         if min(leaves) >= low and max(leaves) <= high:
             wide = np.array(leaves, dtype=np.uint64 if low == 0 else np.int64)
             return wide.astype(tf.as_dtype(dtype).as_numpy_dtype)
-    raise _Fault
+    raise Fault
 
 
-def _to_bytes(leaf: Any) -> bytes:
+def _encoded(texts: list[str]) -> list[bytes]:
+    try:
+        return list(map(str.encode, texts))
+    except UnicodeEncodeError:  # bytes that were no UTF-8
+        return [text.encode("utf-8", errors="surrogateescape") for text in texts]
+
+
+def to_bytes(leaf: Any) -> bytes:
+    """What a string input is given: a text, or an object of base64. Raises Fault for others."""
     if isinstance(leaf, str):
         return leaf.encode("utf-8", errors="surrogateescape")
     if not is_base64_object(leaf):
-        raise _Fault
+        raise Fault
     text = leaf["b64"].rstrip("=")
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise _Fault from error
+        raise Fault from error
 
 
 def _check_value(value: Any, shape: tuple[int, ...], dtype: int, level: int = 0) -> None:
@@ -355,21 +260,25 @@ def _check_value(value: Any, shape: tuple[int, ...], dtype: int, level: int = 0)
 
 
 def _check_leaf(leaf: Any, dtype: int) -> None:
-    if dtype not in JSON_TYPES:
+    if dtype not in JSON_TYPES and not isinstance(leaf, dict):
         raise ServingError(
             Code.UNIMPLEMENTED, f"Conversion of {shown(leaf)} to type: {type_name(dtype)}"
         )
     try:
         _leaf_array([leaf], dtype)
-    except _Fault:
+    except Fault:
         if dtype == types_pb2.DT_STRING and is_base64_object(leaf):
-            raise invalid_argument("Unable to base64 decode") from None
+            raise invalid_argument(BAD_BASE64) from None
+        if dtype == types_pb2.DT_STRING and isinstance(leaf, dict):
+            raise invalid_argument(
+                f"{shown(leaf)} not formatted correctly for base64 data"
+            ) from None
         raise invalid_argument(
-            f"{shown(leaf)} Type: {_json_type(leaf)} is not of expected type: {type_name(dtype)}"
+            f"{shown(leaf)} Type: {json_type(leaf)} is not of expected type: {type_name(dtype)}"
         ) from None
 
 
-def _json_type(value: Any) -> str:
+def json_type(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "Null", True: "True", False: "False"}[value]
     names: dict[type, str] = {dict: "Object", list: "Array", str: "String"}
@@ -382,28 +291,26 @@ def _json_type(value: Any) -> str:
 def outputs_to_json(outputs: Arrays, *, row_format: bool) -> bytes:
     """The body of a predict answer.
 
-    float32 is printed as the shortest text that reads back to the same float32. NaN and infinities
+    Numbers are the shortest text that reads back to the same float32 or float64. NaN and infinities
     are bare words and invalid UTF-8 is passed through: not JSON for a strict reader, but the
-    protocol. orjson can write neither, so such answers take Python's slower writer.
+    protocol.
     """
     if row_format:
         _check_rows(outputs)
     values = {alias: _json_ready(alias, array) for alias, array in outputs.items()}
-    if len(values) == 1:
-        (answer,) = values.values()
-    elif row_format:
-        answer = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+    answer: Any
+    if row_format and len(values) > 1:
+        columns = [_rows(value) for value in values.values()]
+        answer = [dict(zip(values, row, strict=True)) for row in zip(*columns, strict=True)]
     else:
-        answer = values
-    payload = {"predictions" if row_format else "outputs": answer}
+        values = {alias: numbers(value) for alias, value in values.items()}
+        answer = values if len(values) > 1 else next(iter(values.values()))
+    return dumps({"predictions" if row_format else "outputs": answer})
 
-    if all(array.dtype.kind != "f" or np.isfinite(array).all() for array in outputs.values()):
-        try:
-            return orjson.dumps(payload, option=orjson.OPT_SERIALIZE_NUMPY)
-        except orjson.JSONEncodeError:
-            pass  # a string that is no valid UTF-8
-    text = json.dumps(payload, ensure_ascii=False, default=_plain_numbers)
-    return text.encode("utf-8", errors="surrogateescape")
+
+def dumps(value: Any) -> bytes:
+    """JSON of plain values, numpy arrays and what `numbers` and `to_text` give."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _check_rows(outputs: Arrays) -> None:
@@ -426,26 +333,43 @@ def _json_ready(alias: str, array: np.ndarray) -> Any:
         raise invalid_argument(f"Failed to write JSON value for tensor type: {type_name(dtype)}")
     if dtype != types_pb2.DT_STRING:
         return np.ascontiguousarray(array) if array.ndim else array[()]
-    convert = _to_base64 if alias.endswith("_bytes") else _to_text
+    leaves = array.ravel().tolist()
     converted = np.empty(array.size, dtype=object)
-    converted[:] = [convert(leaf) for leaf in array.ravel()]
+    converted[:] = list(map(to_base64 if alias.endswith("_bytes") else to_text, leaves))
     return converted.reshape(array.shape).tolist()
 
 
-def _to_text(value: bytes) -> str:
-    return value.decode("utf-8", errors="surrogateescape")
+def _rows(value: Any) -> Any:
+    return value if _is_finite(value) else [numbers(row) for row in value]
 
 
-def _to_base64(value: bytes) -> dict[str, str]:
+def numbers(value: Any) -> Any:
+    """`value` itself, or its JSON when it is an array with NaN or infinities."""
+    if _is_finite(value):
+        return value
+    array = np.ravel(value)
+    odd = array[~np.isfinite(array)]
+    words = iter(np.where(np.isnan(odd), b"NaN", np.where(odd > 0, b"Infinity", b"-Infinity")))
+    nulls = dumps(value)  # in place of each of them
+    return orjson.Fragment(re.sub(rb"null", lambda _: next(words), nulls))
+
+
+def _is_finite(value: Any) -> bool:
+    is_float = isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f"
+    return not is_float or bool(np.isfinite(value).all())
+
+
+def to_text(value: bytes) -> Any:
+    """A JSON string; bytes that are no UTF-8 are written as they are."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        text = json.dumps(value.decode(errors="surrogateescape"), ensure_ascii=False)
+        return orjson.Fragment(text.encode(errors="surrogateescape"))
+
+
+def to_base64(value: bytes) -> dict[str, str]:
     return {"b64": base64.b64encode(value).decode("ascii")}
-
-
-def _plain_numbers(value: Any) -> Any:
-    array = np.asarray(value)
-    if array.dtype.kind == "f":
-        # The shortest text of a float32, read as a double, prints as that text again.
-        array = array.astype(str).astype(np.float64)
-    return array.tolist()
 
 
 # ---------------------------------------------------------------- TensorProto

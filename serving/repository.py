@@ -204,6 +204,12 @@ class Repository:
         with self._changed:
             return sorted(name for name, model in self._models.items() if model.is_configured)
 
+    def labels(self, name: str) -> dict[str, int]:
+        """The versions that the labels of a configured model stand for."""
+        with self._changed:
+            model = self._models.get(name)
+            return dict(model.config.labels) if model and model.is_configured else {}
+
     def readiness(self) -> tuple[bool, list[Readiness]]:
         """Whether every model found by a finished first scan is served, and the models by name."""
         models = []

@@ -5,9 +5,14 @@ becomes a response: the protocol's URL rules (case-blind, matched before percent
 a wrong verb) are not those of a router.
 """
 
+import json
 import logging
 import re
+import time
 import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
@@ -21,8 +26,8 @@ from starlette.routing import Route
 from tensorflow_serving.apis import get_model_metadata_pb2
 
 from model.signatures import SERVING_DEFAULT
-from serving import codec, metrics
-from serving.config import MAX_VERSION
+from serving import codec, examples, inference, json_text, metrics
+from serving.config import MAX_VERSION, ServerConfig
 from serving.errors import (
     INTERNAL_TEXT,
     Code,
@@ -32,11 +37,16 @@ from serving.errors import (
 )
 from serving.repository import Repository
 from serving.service import Service
+from serving.timing import Timing
 
 log = logging.getLogger(__name__)
 
 VERBS = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"]
-MAX_UNPACKED_BYTES = 100 * 2**20  # of a gzip body
+CORS_HEADERS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "POST, GET",
+    "Access-Control-Allow-Headers": "Content-Type",
+}
 
 _SPEC = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 RUN_PATH = re.compile(
@@ -48,15 +58,36 @@ READ_PATH = re.compile(
 )
 
 
-def create_app(service: Service, metrics_path: str | None = None) -> Starlette:
-    """`metrics_path`: where Prometheus may read the metrics; None is nowhere."""
+DEFAULTS = ServerConfig()
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request for inference, as it goes to a thread."""
+
+    method: str  # predict, classify or regress
+    name: str
+    version: int | None
+    label: str | None
+    body: bytes
+    is_gzip: bool
+    timing: Timing
+
+
+def create_app(
+    service: Service, metrics_path: str | None = None, config: ServerConfig = DEFAULTS
+) -> Starlette:
+    """`metrics_path`: where Prometheus may read the metrics; None is nowhere.
+
+    Leaves `model_name`, `model_version` (once one has answered) and `timing` on `request.state`.
+    """
     monitoring = [Route(metrics_path, _metrics)] if metrics_path else []
     return Starlette(
         routes=[
             Route("/healthz", partial(_healthz, service)),
             Route("/readyz", partial(_readyz, service)),
             *monitoring,
-            Route("/{path:path}", partial(_api, service), methods=VERBS),
+            Route("/{path:path}", partial(_api, service, config), methods=VERBS),
         ]
     )
 
@@ -84,12 +115,12 @@ async def _metrics(request: Request) -> Response:
     return Response(metrics.page(), media_type="text/plain")
 
 
-async def _api(service: Service, request: Request) -> Response:
+async def _api(service: Service, config: ServerConfig, request: Request) -> Response:
     path = request.scope["raw_path"].decode("latin-1").partition("?")[0]
     if not path.lower().startswith("/v1/"):
         return Response("<h1>Not Found</h1>", 404, media_type="text/html")
     try:
-        return await _answer(service, request, path)
+        response = await _answer(service, config, request, path)
     except ClientDisconnect:
         return Response(status_code=Code.CANCELLED.http_status)  # nobody reads it
     except Exception as error:
@@ -97,11 +128,13 @@ async def _api(service: Service, request: Request) -> Response:
         if known is None:
             log.exception("%s %s failed", request.method, path)
             known = ServingError(Code.INTERNAL, INTERNAL_TEXT)
-        message = known.message.encode(errors="replace").decode()  # it may quote invalid UTF-8
-        return _json(known.code.http_status, {"error": message})
+        response = _error(known)
+    if config.rest_api_enable_cors_support:
+        response.headers.update(CORS_HEADERS)
+    return response
 
 
-async def _answer(service: Service, request: Request, path: str) -> Response:
+async def _answer(service: Service, config: ServerConfig, request: Request, path: str) -> Response:
     if request.method == "OPTIONS":
         has_origin = request.headers.get("origin", "").startswith(("http://", "https://"))
         return Response(status_code=200 if has_origin else 400)
@@ -114,71 +147,184 @@ async def _answer(service: Service, request: Request, path: str) -> Response:
     if digits and (version is None or version > MAX_VERSION):
         return Response(status_code=400)
     if match["name"] is None:
-        raise invalid_argument("Missing model name in request.")
+        if path.lower() != "/v1/models":
+            raise invalid_argument("Missing model name in request.")
+        return _json_body(await service.run(_models))
     name = unquote(match["name"])
     label = unquote(match["label"]) if match["label"] else None
+    request.state.model_name = name
 
     if request.method == "POST":
-        method = match["method"].lower()
-        if method != "predict":
-            raise ServingError(
-                Code.UNIMPLEMENTED,
-                f"This server has no {method} yet; call predict, or run tensorflow_model_server "
-                "(python -m serving --engine binary).",
-            )
-        encoding = request.headers.get("content-encoding", "")
-        body = await request.body()
-        content = await service.run(_predict, name, version, label, body, encoding)
+        timing = request.state.timing = Timing()
+        call = Call(
+            method=match["method"].lower(),
+            name=name,
+            version=version,
+            label=label,
+            body=await request.body(),
+            is_gzip="gzip" in request.headers.get("content-encoding", ""),
+            timing=timing,
+        )
+        with _counted(call):
+            content = await service.run(_infer, call, config)
+        request.state.model_version = timing.version
     elif match["metadata"]:
-        content = await service.run(_metadata, name, version, label)
+        content, request.state.model_version = await service.run(_metadata, name, version, label)
     else:
         content = await service.run(_status, name, version)
-    return Response(content, media_type="application/json")
+    return _json_body(content)
 
 
-def _predict(
-    repository: Repository,
-    name: str,
-    version: int | None,
-    label: str | None,
-    body: bytes,
-    encoding: str,
-) -> bytes:
+@contextmanager
+def _counted(call: Call) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    except Exception as error:
+        known = as_serving_error(error)
+        metrics.count_request(call.name, known.code.name if known else Code.INTERNAL.name)
+        raise
+    seconds = time.perf_counter() - start
+    metrics.count_request(call.name, Code.OK.name)
+    metrics.observe_request(call.name, call.method, "REST", call.timing, seconds)
+    metrics.observe_runtime(
+        call.name, call.method.capitalize(), call.timing.queue + call.timing.compute
+    )
+
+
+def _infer(repository: Repository, call: Call, config: ServerConfig) -> bytes:
     """The order of checks is the protocol's: JSON, signature name, model, signature, inputs."""
-    request = codec.parse_json(_unpack(body) if "gzip" in encoding else body)
+    timing, start = call.timing, time.perf_counter()
+    body = _unpack(call.body, config.max_inflated_bytes) if call.is_gzip else call.body
+    request = json_text.parse(body, config.max_json_depth)
     if not isinstance(request, dict):
-        raise invalid_argument(f"{codec.shown(request)} Is not object")
+        raise invalid_argument(f"{json_text.shown(request)} Is not object")
     signature_name = request.get("signature_name", "")
     if not isinstance(signature_name, str):
         raise invalid_argument(
-            f"{codec.shown(request)} not formatted correctly. "
+            f"{json_text.shown(request)} not formatted correctly. "
             "'signature_name' key must be a string value."
         )
-    with repository.acquire(name, version, label) as servable:
-        signature = servable.signatures.get(signature_name or SERVING_DEFAULT)
-        if signature is None:
-            raise invalid_argument(
-                f'Serving signature name: "{signature_name or SERVING_DEFAULT}" '
-                "not found in signature def"
+    timeout = config.rest_api_timeout_in_ms / 1000 or None
+    if call.method == "predict":
+        _check_rows(request, "instances", config)
+        with repository.acquire(call.name, call.version, call.label) as servable:
+            inputs, row_format = codec.inputs_from_json(
+                request, _input_types(servable.signatures, signature_name)
             )
-        if not signature.inputs:
-            raise invalid_argument(
-                f"Failed to get input map for signature: {signature_name or 'DEFAULT'}"
-            )
-        dtypes = {alias: info.dtype for alias, info in signature.inputs.items()}
-        inputs, row_format = codec.inputs_from_json(request, dtypes)
-        outputs = servable.run(signature_name, inputs)
-    return codec.outputs_to_json(outputs, row_format=row_format)
+            for array in inputs.values():
+                if array.dtype == object:
+                    _check_texts(array.flat, config)
+            timing.parse = time.perf_counter() - start
+            outputs = servable.run(signature_name, inputs, timeout=timeout, timing=timing)
+        start = time.perf_counter()
+        content = codec.outputs_to_json(outputs, row_format=row_format)
+    else:
+        _check_rows(request, "examples", config)
+        serialized = examples.examples_from_json(request)
+        _check_texts(_texts_of(request), config)
+        timing.parse = time.perf_counter() - start
+        metrics.observe_examples(call.name, len(serialized))
+        with repository.acquire(call.name, call.version, call.label) as servable:
+            if call.method == "classify":
+                classes = inference.classify(
+                    servable,
+                    signature_name,
+                    serialized,
+                    timeout=timeout,
+                    timing=timing,
+                    check_method_name=config.enable_signature_method_name_check,
+                )
+            else:
+                values = inference.regress(
+                    servable,
+                    signature_name,
+                    serialized,
+                    timeout=timeout,
+                    timing=timing,
+                    check_method_name=config.enable_signature_method_name_check,
+                )
+        start = time.perf_counter()
+        if call.method == "classify":
+            content = examples.classifications_to_json(classes)
+        else:
+            content = examples.regressions_to_json(values)
+    timing.serialize = time.perf_counter() - start
+    return content
 
 
-def _unpack(body: bytes) -> bytes:
+def _input_types(signatures: Any, name: str) -> dict[str, int]:
+    """The DataTypes of the inputs of a signature for predict, by alias."""
+    signature = signatures.get(name or SERVING_DEFAULT)
+    if signature is None:
+        raise invalid_argument(
+            f'Serving signature name: "{name or SERVING_DEFAULT}" not found in signature def'
+        )
+    if not signature.inputs:
+        raise invalid_argument(f"Failed to get input map for signature: {name or 'DEFAULT'}")
+    return {alias: info.dtype for alias, info in signature.inputs.items()}
+
+
+def _check_rows(request: dict[str, Any], key: str, config: ServerConfig) -> None:
+    rows = request.get(key)
+    if isinstance(rows, list) and len(rows) > config.max_rows:
+        raise invalid_argument(
+            f"'{key}' holds {len(rows)} rows; --max-rows allows {config.max_rows} in a request."
+        )
+
+
+def _texts_of(request: dict[str, Any]) -> Iterator[bytes]:
+    for features in (request.get("context", {}), *request["examples"]):
+        for content in features.values():
+            for value in content if isinstance(content, list) else [content]:
+                if isinstance(value, str | dict):
+                    yield codec.to_bytes(value)
+
+
+def _check_texts(texts: Iterable[bytes], config: ServerConfig) -> None:
+    for text in texts:
+        if len(text) > config.max_characters:  # bytes, so characters need a closer look
+            length = len(text.decode(errors="replace"))
+            if length > config.max_characters:
+                raise invalid_argument(
+                    f"A text holds {length} characters; --max-characters allows "
+                    f"{config.max_characters}."
+                )
+
+
+def _unpack(body: bytes, max_bytes: int) -> bytes:
     """A gzip body; empty when it is broken, cut off or too large, as in TensorFlow Serving."""
     unpacker = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     try:
-        unpacked = unpacker.decompress(body, MAX_UNPACKED_BYTES)
+        unpacked = unpacker.decompress(body, max_bytes)
     except zlib.error:
         return b""
     return unpacked if unpacker.eof else b""
+
+
+def _models(repository: Repository) -> bytes:
+    """Every configured model; `state` is that of the version that answers, or of the newest."""
+    states = {model.name: model.state.name for model in repository.readiness()[1]}
+    models = [
+        {
+            "name": name,
+            "versions": [
+                {"version": str(number), "state": state.name}
+                for number, state, _ in _statuses(repository, name)
+            ],
+            "labels": {label: str(number) for label, number in repository.labels(name).items()},
+            "state": states.get(name, "START"),
+        }
+        for name in repository.names()
+    ]
+    return _pretty({"models": models})
+
+
+def _statuses(repository: Repository, name: str) -> list[Any]:
+    try:
+        return repository.statuses(name)
+    except ServingError:  # no version of it was seen
+        return []
 
 
 def _status(repository: Repository, name: str, version: int | None) -> bytes:
@@ -193,10 +339,13 @@ def _status(repository: Repository, name: str, version: int | None) -> bytes:
         }
         for number, state, error in repository.statuses(name, version)
     ]
-    return orjson.dumps({"model_version_status": statuses})
+    return _pretty({"model_version_status": statuses})
 
 
-def _metadata(repository: Repository, name: str, version: int | None, label: str | None) -> bytes:
+def _metadata(
+    repository: Repository, name: str, version: int | None, label: str | None
+) -> tuple[bytes, int]:
+    """The answer and the version that it is about."""
     with repository.acquire(name, version, label) as servable:
         signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=servable.signatures)
         version = servable.version
@@ -210,7 +359,22 @@ def _metadata(repository: Repository, name: str, version: int | None, label: str
             )
         },
     }
-    return orjson.dumps(answer)
+    return _pretty(answer), version
+
+
+def _error(error: ServingError) -> Response:
+    # The message may quote bytes that are no UTF-8.
+    message = error.message.encode(errors="replace").decode()
+    content = _pretty({"error": message}, indent=4)
+    return Response(content, error.code.http_status, media_type="application/json")
+
+
+def _pretty(content: dict[str, Any], indent: int = 1) -> bytes:
+    return json.dumps(content, indent=indent, ensure_ascii=False).encode(errors="replace")
+
+
+def _json_body(content: bytes) -> Response:
+    return Response(content, media_type="application/json")
 
 
 def _json(status: int, content: dict[str, Any]) -> Response:

@@ -85,7 +85,7 @@ async def _serve(config: ServerConfig) -> bool:
 
     http_server = HttpServer(
         uvicorn.Config(
-            create_app(service, metrics.page_path(config.monitoring_config_file)),
+            create_app(service, metrics.page_path(config.monitoring_config_file), config),
             lifespan="off",
             log_config=None,
             access_log=False,
