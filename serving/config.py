@@ -248,11 +248,16 @@ def version_folders(base_path: Path) -> dict[int, Path]:
     `00000123` is 123; of two names for one number the last in string order counts. Raises OSError
     when `base_path` cannot be read.
     """
-    found: dict[int, Path] = {}
-    for child in sorted(base_path.iterdir()):
-        if child.name.isascii() and child.name.isdigit() and int(child.name) <= MAX_VERSION:
-            found[int(child.name)] = child
-    return found
+    return dict(numbered_children(base_path))
+
+
+def numbered_children(base_path: Path) -> list[tuple[int, Path]]:
+    """As `version_folders`, with every name that a number has."""
+    return [
+        (int(child.name), child)
+        for child in sorted(base_path.iterdir())
+        if child.name.isascii() and child.name.isdigit() and int(child.name) <= MAX_VERSION
+    ]
 
 
 def discover_models(exports: Path, only: Collection[str] = ()) -> tuple[ModelConfig, ...]:

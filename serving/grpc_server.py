@@ -190,6 +190,8 @@ class Calls:
 
     async def _run(self, method: str, request: Any, timing: Timing, context: Any) -> Any:
         work, timeout = self._work[method], context.time_remaining()
+        if method == "HandleReloadConfigRequest":
+            return await self._service.run(work, request, timeout)
         if method not in _INFERENCE:
             return await self._service.run(work, request)
         if timeout is not None and timeout <= 0:
@@ -285,7 +287,7 @@ class Calls:
         return response
 
     def _reload(
-        self, repository: Repository, request: Any
+        self, repository: Repository, request: Any, timeout: float | None
     ) -> model_management_pb2.ReloadConfigResponse:
         if request.config.WhichOneof("config") != "model_config_list":
             raise invalid_argument(
@@ -293,7 +295,7 @@ class Calls:
                 "ModelConfigList is currently supported"
             )
         before = {name: metrics.counter(name) or 0 for name in request.metric_names}
-        repository.reload(model_configs.from_proto(request.config))
+        repository.reload(model_configs.from_proto(request.config), timeout)
         response = model_management_pb2.ReloadConfigResponse()
         response.status.SetInParent()
         for name in request.metric_names:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving import model_configs
-from serving.config import ConfigError, ModelConfig, ServerConfig, version_folders
+from serving.config import ConfigError, ModelConfig, ServerConfig, numbered_children
 from serving.errors import Code, ServingError, as_serving_error, invalid_argument
 
 if TYPE_CHECKING:
@@ -395,11 +395,18 @@ class Repository:
                 continue
             complaint = ""
             try:
-                folders = version_folders(config.base_path)
+                children = numbered_children(config.base_path)
             except OSError as error:  # a vanished folder changes nothing: it may be on its way back
                 complaint = f"Model {name}: its folder cannot be read, nothing is changed: {error}"
             else:
+                folders = dict(children)
                 self._aspire(model, config, folders)
+                if len(folders) < len(children):
+                    left_out = [path.name for n, path in children if folders[n] != path]
+                    complaint = (
+                        f"Model {name}: left out for another name of the same version: "
+                        f"{', '.join(left_out)}"
+                    )
                 if not folders:
                     complaint = f"Model {name}: no version folder in {config.base_path}"
             if complaint and complaint != model.complaint:

@@ -124,8 +124,8 @@ def test_keys_are_asked_for_and_an_admins_to_reload(repository, socket_path, mon
 class _Reloaded:
     """A repository that remembers."""
 
-    def reload(self, models):
-        self.models = models
+    def reload(self, models, timeout):
+        self.models, self.timeout = models, timeout
 
 
 def test_a_reload_passes_the_models_on_and_tells_the_growth_of_counters(socket_path, tmp_path):
@@ -146,6 +146,7 @@ def test_a_reload_passes_the_models_on_and_tells_the_growth_of_counters(socket_p
         response = reload(request, timeout=10)
         [model] = repository.models
         assert (model.name, model.base_path) == ("a", tmp_path)
+        assert 0 < repository.timeout < 11  # or its thread would wait for ever for a lost caller
         assert response.HasField("status") and response.status.error_code == 0
         [metric] = response.metric
         assert metric.name == "/tensorflow/serving/request_count"

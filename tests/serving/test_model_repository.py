@@ -89,6 +89,14 @@ def test_the_highest_version_is_served_and_the_names_are_numbers(tmp_path, start
     assert loader.loaded == [("a", 9)]
 
 
+def test_of_two_names_for_a_version_the_last_counts(tmp_path, start, caplog):
+    put(tmp_path, "a", "3", "003")
+    repository = start()
+    wait_until(lambda: repository.readiness()[0])
+    assert repository._models["a"].versions[3].path.name == "3"
+    assert caplog.text.count("left out for another name of the same version: 003") == 1
+
+
 def test_a_new_version_replaces_the_old_one_after_it_is_loaded(tmp_path, start):
     (tmp_path / "a" / "1").mkdir(parents=True)
     repository = start()
