@@ -1,7 +1,8 @@
 import asyncio
+import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -51,15 +52,14 @@ class Stubs:
         self.model = model_service_pb2_grpc.ModelServiceStub(self.channel)
 
 
-@pytest.fixture(scope="session")
-def stubs(repository: Repository) -> Iterator[Stubs]:
-    """gRPC stubs of a server over the toy models, in a thread of this process."""
+@contextlib.contextmanager
+def _serve_grpc(service: Service) -> Iterator[Stubs]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
     async def start() -> tuple[grpc.aio.Server, int]:
-        server = GrpcServer(Service(repository), ServerConfig(port=0)).server
+        server = GrpcServer(service, ServerConfig(port=0)).server
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         return server, port
@@ -72,6 +72,19 @@ def stubs(repository: Repository) -> Iterator[Stubs]:
     loop.call_soon_threadsafe(loop.stop)
     thread.join(10)
     loop.close()
+
+
+@pytest.fixture(scope="session")
+def serve_grpc() -> Callable[[Service], contextlib.AbstractContextManager[Stubs]]:
+    """gRPC stubs of a server over a service, in a thread of this process."""
+    return _serve_grpc
+
+
+@pytest.fixture(scope="session")
+def stubs(repository: Repository) -> Iterator[Stubs]:
+    """gRPC stubs of a server over the toy models."""
+    with _serve_grpc(Service(repository)) as stubs:
+        yield stubs
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ import threading
 
 import numpy as np
 import pytest
-from toy_exports import classifier_model, gate_model, mixed_model, wait_until
+from starlette.testclient import TestClient
+from tensorflow_serving.apis import predict_pb2
+from toy_exports import classifier_model, gate_model, mixed_model, scale_model, wait_until
 
 from serving import metrics, servable
 from serving.batching import (
@@ -17,9 +19,12 @@ from serving.batching import (
     Task,
     read_parameters,
 )
+from serving.codec import tensor_to_proto
 from serving.config import ConfigError, ServerConfig
 from serving.errors import Code, ServingError
-from serving.service import DEFAULT_THREADS, MAX_THREADS, num_threads
+from serving.repository import Repository
+from serving.rest import create_app
+from serving.service import DEFAULT_THREADS, MAX_THREADS, Service, num_threads
 from serving.timing import Timing
 
 KEY = (("x:0",), ("y:0",))
@@ -464,3 +469,29 @@ def test_a_run_in_a_batch_has_a_time_limit(tmp_path):
     after = metrics.counter("/tensorflow/serving/batching_session/wrapped_run_count")
     assert after == before + 1
     together.close()
+
+
+def test_callers_over_rest_and_grpc_share_a_batch(tmp_path, serve_grpc):
+    scale_model(tmp_path / "exports" / "m" / "1")
+    file = tmp_path / "batching"
+    # Two rows make a batch; one alone would wait for longer than this test may take.
+    file.write_text("max_batch_size { value: 2 } batch_timeout_micros { value: 60000000 }")
+    config = ServerConfig(
+        exports=tmp_path / "exports", enable_batching=True, batching_parameters_file=file
+    )
+    repository = Repository(config, servable.loader(config))
+    repository.start()
+    wait_until(lambda: repository.readiness()[0])
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "m"
+    request.inputs["x"].CopyFrom(tensor_to_proto(np.array([[4.0]], np.float32)))
+    with (
+        serve_grpc(Service(repository, num_threads(config))) as stubs,
+        TestClient(create_app(Service(repository, num_threads(config)))) as rest,
+        concurrent.futures.ThreadPoolExecutor(1) as threads,
+    ):
+        over_grpc = threads.submit(stubs.prediction.Predict, request, timeout=50)
+        answer = rest.post("/v1/models/m:predict", json={"instances": [[2.0]]})
+        assert answer.json() == {"predictions": [[3.0]]}
+        assert list(over_grpc.result(50).outputs["y"].float_val) == [4.0]
+    assert repository.stop(10)
