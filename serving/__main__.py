@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from serving import flags
+from serving import flags, logs
 from serving.config import ConfigError
 from serving.errors import ServingError
 from serving.launcher import PROTOCOL_VERSION, launch
@@ -16,8 +16,7 @@ EXIT_FAILURE = 255  # what tensorflow_model_server ends with, too
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
-    log.setLevel(logging.INFO)
+    logs.configure("text")
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in ("promote", "rollback"):
         from serving.promote import main as move
@@ -28,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         line = flags.parse(arguments)
+        logs.configure(line.config.log_format)
         if line.config.version:
             print(f"TensorFlow ModelServer: {PROTOCOL_VERSION}+stepwise")
             print(f"TensorFlow Library: {_tensorflow_version()}")

@@ -180,7 +180,9 @@ class ServerConfig:
     max_rows: int = _option(10_000, "instances or examples in one request")
     max_characters: int = _option(1_000_000, "of one text")
     header_timeout_seconds: float = _option(10.0, "for all headers of a request to come")
-    body_timeout_seconds: float = _option(30.0, "for all of a body to come")
+    body_timeout_seconds: float = _option(
+        10.0, "for a body to come, and what 32 KiB a second add to it"
+    )
     request_timeout_seconds: float = _option(60.0, "for an answer, queueing included; then 504")
     max_running_requests: int = _option(0, "computed at once; 0: 4 for each CPU, or a batch")
     max_waiting_requests: int = _option(256, "beyond those running; more are a 429")

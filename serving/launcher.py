@@ -1,5 +1,6 @@
 """Chooses what serves: tensorflow_model_server, its Docker image, or the embedded server."""
 
+import ipaddress
 import logging
 import shlex
 import shutil
@@ -20,6 +21,7 @@ from serving.config import (
     version_folders,
 )
 from serving.errors import ServingError
+from serving.keys import API_KEYS, Keys
 from serving.sockets import listen, url_host
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ def launch(config: ServerConfig) -> int:
             "or use --engine embedded"
         )
     config = _with_ports_apart(config)
+    check_exposure(config, engine)
     if config.is_discovering:
         check_exports(config)
     elif engine == "embedded":
@@ -65,6 +68,30 @@ def launch(config: ServerConfig) -> int:
         if engine == "binary":
             return _run_binary(config, file)
         return _run_docker(config, file)
+
+
+def check_exposure(config: ServerConfig, engine: str) -> None:
+    """Raises ConfigError where the server would answer anybody beyond this machine.
+
+    tensorflow_model_server itself knows neither keys nor an address to listen at.
+    """
+    if bool(config.tls_certificate) != bool(config.tls_key):
+        raise ConfigError("--tls-certificate and --tls-key go together; give both")
+    if engine == "binary" or config.insecure or _is_loopback(config.host):
+        return
+    if engine == "embedded" and Keys.from_config(config).are_asked_for:
+        return
+    raise ConfigError(
+        f"--host={config.host} lets other machines in, and no key is asked of them; give keys by "
+        f"--api-keys-file or {API_KEYS}, or say --insecure if something else keeps strangers out"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _own_options(config: ServerConfig) -> list[str]:

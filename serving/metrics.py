@@ -141,6 +141,14 @@ _compute = _latency("/stepwise/serving/compute_latency", *_STAGE_LABELS)
 _serialize = _latency("/stepwise/serving/serialize_latency", *_STAGE_LABELS)
 
 
+_shed = _Counter("/stepwise/serving/shed_requests", "reason")
+
+
+def count_shed(reason: str) -> None:
+    """A request that was turned away unread: `rate`, or `queue` for too many that wait."""
+    _shed.add(1, reason)
+
+
 def count_request(model: str, status: str) -> None:
     """One request for inference that ended with `status`, a code's name such as `OK`."""
     _request_count.add(1, model, status)

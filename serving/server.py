@@ -57,10 +57,13 @@ async def _serve(config: ServerConfig) -> bool:
     import uvicorn
 
     from serving import servable
+    from serving.door import Door
     from serving.grpc_server import GrpcServer
+    from serving.http_protocol import protocol_with
     from serving.repository import Repository
     from serving.rest import create_app
     from serving.service import Service, num_threads
+    from serving.telemetry import Tracer
 
     gc.freeze()
     gc.enable()
@@ -71,7 +74,8 @@ async def _serve(config: ServerConfig) -> bool:
             yield  # signals are ours: draining comes before closing
 
     repository = Repository(config, servable.loader(config))
-    service = Service(repository, num_threads(config))
+    service = Service(repository, num_threads(config), config.max_waiting_requests)
+    tracer = Tracer() if config.telemetry else None
     stopping = _stop_on_signals()
     host = url_host(config.host)
 
@@ -85,7 +89,15 @@ async def _serve(config: ServerConfig) -> bool:
 
     http_server = HttpServer(
         uvicorn.Config(
-            create_app(service, metrics.page_path(config.monitoring_config_file), config),
+            Door(
+                create_app(service, metrics.page_path(config.monitoring_config_file), config),
+                service,
+                config,
+                tracer=tracer,
+            ),
+            http=protocol_with(config.header_timeout_seconds),
+            ssl_certfile=config.tls_certificate,
+            ssl_keyfile=config.tls_key,
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -112,6 +124,8 @@ async def _serve(config: ServerConfig) -> bool:
         await http_task
     service.close()
     has_stopped = await asyncio.to_thread(repository.stop, CLOSING_SECONDS)
+    if tracer:
+        await asyncio.to_thread(tracer.close)
     log.info("Stopped")
     return has_stopped and not num_unfinished
 

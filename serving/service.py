@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from serving import metrics
 from serving.batching import configured_parameters
 from serving.config import ServerConfig
 from serving.errors import Code, ServingError
@@ -36,9 +37,15 @@ def num_threads(config: ServerConfig) -> int:
 class Service:
     """Runs work on models in threads, so that the event loop stays free for other requests."""
 
-    def __init__(self, repository: Repository, num_threads: int = DEFAULT_THREADS) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        num_threads: int = DEFAULT_THREADS,
+        max_waiting: int = ServerConfig.max_waiting_requests,
+    ) -> None:
         self.repository = repository
         self.is_draining = False
+        self._num_threads, self._max_waiting = num_threads, max_waiting
         self._threads = concurrent.futures.ThreadPoolExecutor(
             num_threads, thread_name_prefix="request"
         )
@@ -46,6 +53,21 @@ class Service:
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._is_cut_off = False
+        metrics.watch("/stepwise/serving/waiting_requests", lambda: self.num_waiting)
+        metrics.watch("/stepwise/serving/running_requests", lambda: self.num_running)
+
+    @property
+    def num_running(self) -> int:
+        return min(len(self._running), self._num_threads)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have no thread yet."""
+        return max(len(self._running) - self._num_threads, 0)
+
+    @property
+    def is_full(self) -> bool:
+        return self.num_waiting >= self._max_waiting
 
     async def run(
         self,
@@ -53,10 +75,20 @@ class Service:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Result:
-        """`work(repository, ...)` in a thread. While draining: UNAVAILABLE."""
+        """`work(repository, ...)` in a thread.
+
+        Raises UNAVAILABLE while draining, RESOURCE_EXHAUSTED when too many requests wait.
+        """
         if self.is_draining:
             raise ServingError(
                 Code.UNAVAILABLE, "The server is shutting down; try again later or elsewhere."
+            )
+        if self.is_full:
+            metrics.count_shed("queue")
+            raise ServingError(
+                Code.RESOURCE_EXHAUSTED,
+                "The server is busy: too many requests wait (--max-waiting-requests); try again "
+                "later.",
             )
         future = asyncio.get_running_loop().run_in_executor(
             self._threads, lambda: work(self.repository, *args, **kwargs)

@@ -1,10 +1,12 @@
 """`python -m serving` as users run it: a process, its ports, its signals."""
 
+import json
 import os
 import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
+import trustme
 from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
 from toy_exports import wait_until
 
@@ -89,6 +92,7 @@ def test_a_server_serves_says_so_and_drains(start, tmp_path):
     with httpx.Client(base_url=server.url) as http:
         response = http.post("/v1/models/half_plus_two:predict", json={"instances": [2.0]})
         assert response.json() == {"predictions": [3.0]}
+        assert len(response.headers["x-request-id"]) == 32
         with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             stub = model_service_pb2_grpc.ModelServiceStub(channel)
             request = get_model_status_pb2.GetModelStatusRequest()
@@ -103,6 +107,7 @@ def test_a_server_serves_says_so_and_drains(start, tmp_path):
             assert http.get("/healthz").status_code == 200
             refused = http.post("/v1/models/half_plus_two:predict", json={"instances": [2.0]})
             assert refused.status_code == 503 and "shutting down" in refused.json()["error"]
+            assert int(refused.headers["retry-after"]) >= 1
             with pytest.raises(grpc.RpcError) as caught:
                 stub.GetModelStatus(request, timeout=10)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -184,3 +189,33 @@ def test_ports_open_when_the_model_is_there(tmp_path, exports, free_port):
     finally:
         process.terminate()
         assert process.wait(30) == 0
+
+
+def test_tls_keys_and_json_logs(start, tmp_path, monkeypatch):
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    key, certificate, ca = (tmp_path / name for name in ("key.pem", "certificate.pem", "ca.pem"))
+    issued.private_key_pem.write_to_path(key)
+    issued.cert_chain_pems[0].write_to_path(certificate)
+    authority.cert_pem.write_to_path(ca)
+    monkeypatch.setenv("STEPWISE_API_KEYS", "user-key-0123456789")
+    server = start(f"--tls-certificate={certificate}", f"--tls-key={key}", "--log-format=json")
+    url = server.url.replace("http:", "https:")
+    with httpx.Client(base_url=url, verify=ssl.create_default_context(cafile=ca)) as http:
+
+        def is_ready():
+            try:
+                return http.get("/readyz").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        wait_until(is_ready, 60)
+        call = "/v1/models/half_plus_two:predict"
+        assert http.post(call, json={"instances": [2.0]}).status_code == 401
+        http.headers["x-api-key"] = "user-key-0123456789"
+        assert http.post(call, json={"instances": [2.0]}).json() == {"predictions": [3.0]}
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(20) == 0
+    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    requests = [line for line in lines if line["logger"] == "serving.access"]
+    assert [line["status"] for line in requests if line["path"] == call] == [401, 200]

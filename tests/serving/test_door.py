@@ -1,0 +1,239 @@
+"""The door: who is let in, what is turned away and how, what an answer's headers tell."""
+
+import asyncio
+import json
+import logging
+
+import pytest
+
+from serving import metrics
+from serving.config import ConfigError, ServerConfig
+from serving.door import Door, request_id_of
+from serving.keys import API_KEYS
+from serving.launcher import check_exposure
+from serving.logs import JsonLines, configure
+from serving.rates import RateLimit
+from serving.timing import Timing
+
+KEY = "user-key-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def no_keys_of_ours(monkeypatch):
+    monkeypatch.delenv(API_KEYS, raising=False)
+
+
+class Waiting:
+    is_draining = is_full = False
+
+
+async def app(scope, receive, send):
+    """Answers with the length of the body."""
+    message = await receive()
+    scope["state"]["timing"] = Timing(parse=0.001, compute=0.002)
+    scope["state"]["model_version"] = 7
+    body = str(len(message["body"])).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+
+
+def ask(*, config=None, service=None, inner=app, chunks=(b"",), headers=(), path="/v1/x", **door):
+    """(status, headers, body) of one request whose body comes in `chunks`, then nothing."""
+    sent, left = [], list(chunks)
+    names = {name for name, _ in headers}
+    if any(chunks) and not names & {"content-length", "transfer-encoding"}:
+        headers = [*headers, ("transfer-encoding", "chunked")]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "headers": [(name.encode(), value.encode()) for name, value in headers],
+        "client": ("10.0.0.1", 5),
+        "state": {},
+    }
+
+    async def receive():
+        if not left:
+            await asyncio.sleep(60)
+        chunk = left.pop(0)
+        if chunk is None:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": chunk, "more_body": bool(left)}
+
+    async def send(message):
+        sent.append(message)
+
+    made = Door(inner, service or Waiting(), config or ServerConfig(), **door)
+    asyncio.run(made(scope, receive, send))
+    if not sent:
+        return None
+    found = {k.decode(): v.decode() for k, v in sent[0]["headers"]}
+    return sent[0]["status"], found, b"".join(m.get("body", b"") for m in sent[1:])
+
+
+def test_an_answer_tells_version_time_and_id():
+    status, headers, body = ask(chunks=[b"ab", b"c"], headers=[("x-request-id", "a-1")])
+    assert (status, body) == (200, b"3")
+    assert headers["x-request-id"] == "a-1" and headers["x-model-version"] == "7"
+    assert headers["server-timing"].startswith("parse;dur=1.000, queue;dur=0.000, compute;dur=2.0")
+
+
+@pytest.mark.parametrize("given", ["", "a b", "é", "x" * 129, "a\nb"])
+def test_an_id_that_cannot_stand_in_a_log_is_replaced(given):
+    assert len(request_id_of({"x-request-id": given})) == 32
+
+
+def test_a_body_may_be_as_large_as_the_limit_and_no_larger():
+    config = ServerConfig(max_body_bytes=10)
+    for size, expected in ((9, 200), (10, 200), (11, 413), (100, 413)):
+        for headers in ([("content-length", str(size))], [("transfer-encoding", "chunked")]):
+            status, found, body = ask(config=config, chunks=[b"x" * size], headers=headers)
+            assert status == expected
+            if status == 413:
+                assert "--max-body-bytes" in json.loads(body)["error"]
+                assert found["connection"] == "close"
+
+
+def test_a_large_body_is_refused_before_it_is_read():
+    config = ServerConfig(max_body_bytes=10)
+    status, *_ = ask(config=config, chunks=[], headers=[("content-length", "11")])
+    assert status == 413  # and nothing was waited for
+
+
+def test_a_body_in_too_many_pieces_is_refused():
+    config = ServerConfig(max_body_chunks=3)
+    assert ask(config=config, chunks=[b"x"] * 3)[0] == 200
+    status, _, body = ask(config=config, chunks=[b"x"] * 4)
+    assert status == 413 and b"--max-body-chunks" in body
+
+
+def test_a_body_that_does_not_come_is_not_waited_for():
+    config = ServerConfig(body_timeout_seconds=0.02)
+    headers = [("content-length", "5")]
+    status, found, body = ask(config=config, chunks=[], headers=headers)
+    assert status == 408 and found["connection"] == "close"
+    assert b"--body-timeout-seconds" in body
+
+
+def test_a_body_may_take_as_long_as_its_size_asks_for():
+    """By a clock that a piece of 64 KiB moves on by one second."""
+    seconds = iter(range(1_000))
+    config = ServerConfig(body_timeout_seconds=2.0)
+    chunks = [b"x" * 65_536] * 20
+    assert ask(config=config, chunks=chunks, clock=lambda: next(seconds))[0] == 200
+    seconds = iter(range(1_000))
+    slow = [b"x"] * 20
+    assert ask(config=config, chunks=slow, clock=lambda: next(seconds))[0] == 408
+
+
+def test_keys_open_everything_but_health(monkeypatch):
+    monkeypatch.setenv(API_KEYS, KEY)
+    status, headers, body = ask()
+    assert status == 401 and headers["www-authenticate"] == "Bearer"
+    assert "x-api-key" in json.loads(body)["error"]
+    assert ask(headers=[("x-api-key", KEY)])[0] == 200
+    for path in ("/healthz", "/readyz"):
+        assert ask(path=path)[0] == 200
+
+
+@pytest.mark.parametrize("attribute", ["is_draining", "is_full"])
+def test_what_cannot_be_worked_on_is_told_to_come_again(attribute):
+    service = Waiting()
+    setattr(service, attribute, True)
+    status, headers, _ = ask(service=service, chunks=[], headers=[("content-length", "5")])
+    assert status == (503 if attribute == "is_draining" else 429)
+    assert int(headers["retry-after"]) >= 1
+    assert ask(service=service, path="/healthz")[0] == 200
+
+
+def test_a_caller_may_ask_so_often():
+    door_config = ServerConfig(rate_limit="2/minute")
+    limit = RateLimit.from_config(door_config)
+    assert [limit.wait("a") > 0 for _ in range(3)] == [False, False, True]
+    assert limit.wait("b") == 0
+    with pytest.raises(ConfigError, match="--rate-limit takes"):
+        RateLimit("often")
+    before = metrics.counter("/stepwise/serving/shed_requests")
+    statuses = []
+
+    class Same(Door):
+        async def __call__(self, scope, receive, send):
+            for _ in range(3):
+                await super().__call__(dict(scope, state={}), receive, send)
+
+    sent = []
+
+    async def send(message):
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+            sent.append(dict(message["headers"]))
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    scope = {"type": "http", "method": "GET", "path": "/v1", "headers": [], "client": ("a", 1)}
+    asyncio.run(Same(app, Waiting(), door_config)(scope, receive, send))
+    assert statuses == [200, 200, 429] and b"retry-after" in sent[-1]
+    assert metrics.counter("/stepwise/serving/shed_requests") == before + 1
+
+
+async def slow(scope, receive, send):
+    await receive()
+    await asyncio.sleep(30)
+
+
+def test_a_request_that_takes_too_long_is_ended():
+    config = ServerConfig(request_timeout_seconds=0.1)
+    status, _, body = ask(config=config, inner=slow)
+    assert status == 504 and b"--request-timeout-seconds" in body
+
+
+def test_a_caller_that_hangs_up_frees_its_place():
+    ended = []
+
+    async def watched(scope, receive, send):
+        await receive()
+        try:
+            await asyncio.sleep(30)
+        finally:
+            ended.append(True)
+
+    assert ask(inner=watched, chunks=[b"x", None]) is None
+    # The first message says that more is to come, which never does: the body is not whole.
+    assert not ended
+    assert ask(inner=watched, chunks=[None]) is None
+    assert ended == [True]
+
+
+def test_a_bug_of_ours_is_an_answer_too(caplog):
+    async def broken(scope, receive, send):
+        raise ZeroDivisionError("secret")
+
+    status, _, body = ask(inner=broken)
+    assert status == 500 and b"secret" not in body
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_logs_are_json_lines_without_texts(caplog):
+    with caplog.at_level(logging.INFO, logger="serving.access"):
+        ask(chunks=[b"a private text"], headers=[("x-request-id", "a-1")])
+    [record] = [r for r in caplog.records if r.name == "serving.access"]
+    line = json.loads(JsonLines().format(record))
+    assert line["status"] == 200 and line["path"] == "/v1/x" and line["request_id"] == "a-1"
+    assert line["compute"] == 0.002 and line["version"] == 7
+    assert "private" not in json.dumps(line)
+    with pytest.raises(ConfigError, match="--log-format"):
+        configure("xml")
+
+
+def test_other_machines_are_let_in_with_keys_only(monkeypatch):
+    open_to_all = ServerConfig(host="0.0.0.0")
+    with pytest.raises(ConfigError, match="--insecure"):
+        check_exposure(open_to_all, "embedded")
+    for host in ("127.0.0.1", "::1", "localhost", "127.0.0.5"):
+        check_exposure(ServerConfig(host=host), "embedded")
+    check_exposure(ServerConfig(host="0.0.0.0", insecure=True), "embedded")
+    monkeypatch.setenv(API_KEYS, KEY)
+    check_exposure(open_to_all, "embedded")
+    with pytest.raises(ConfigError, match="go together"):
+        check_exposure(ServerConfig(tls_key="key.pem"), "embedded")

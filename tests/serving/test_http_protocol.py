@@ -1,0 +1,112 @@
+"""Headers that come slowly, or without end: the connection is closed, others do not notice."""
+
+import asyncio
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from serving.http_protocol import MAX_HEADER_BYTES, protocol_with
+
+REQUEST = b"GET /a HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def talk(conversation, header_seconds=0.15):
+    """What `conversation(connect)` says; `connect()` gives reader and writer of a connection."""
+    opened = []
+
+    async def run():
+        config = uvicorn.Config(
+            app, http=protocol_with(header_seconds), lifespan="off", log_config=None
+        )
+        config.load()
+        state, loop = ServerState(), asyncio.get_running_loop()
+        server = await loop.create_server(
+            lambda: config.http_protocol_class(config, state, {}), "127.0.0.1", 0
+        )
+        port = server.sockets[0].getsockname()[1]
+
+        async def connect():
+            opened.append(await asyncio.open_connection("127.0.0.1", port))
+            return opened[-1]
+
+        async with server, asyncio.timeout(10):
+            try:
+                return await conversation(connect)
+            finally:
+                for _, writer in opened:
+                    writer.close()
+                await asyncio.sleep(0.01)  # for the server's side to see it
+
+    return asyncio.run(run())
+
+
+async def status(reader):
+    head = await reader.readuntil(b"\r\n\r\n")
+    return int(head.split()[1])
+
+
+@pytest.mark.parametrize("first", [b"", b"GET /a HTTP/1.1\r\nhost: "])
+def test_headers_that_do_not_come_end_the_connection(first):
+    async def conversation(connect):
+        reader, writer = await connect()
+        writer.write(first)
+        return await reader.read()
+
+    answer = talk(conversation)
+    assert answer.startswith(b"HTTP/1.1 408 ") and b"--header-timeout-seconds" in answer
+
+
+def test_many_that_drip_do_not_hold_up_a_good_one():
+    async def conversation(connect):
+        slow = [await connect() for _ in range(100)]
+        for _, writer in slow:
+            writer.write(b"GET /a HTTP/1.1\r\nx: ")
+
+        async def drip():
+            while True:
+                for _, writer in slow:
+                    if not writer.is_closing():
+                        writer.write(b"y")
+                await asyncio.sleep(0.02)
+
+        dripping = asyncio.ensure_future(drip())
+        reader, writer = await connect()
+        writer.write(REQUEST)
+        good = await status(reader)
+        found = [await status(reader) for reader, _ in slow]
+        dripping.cancel()
+        return good, set(found)
+
+    assert talk(conversation) == (204, {408})
+
+
+def test_a_kept_connection_may_idle_but_not_drip():
+    async def conversation(connect):
+        reader, writer = await connect()
+        writer.write(REQUEST)
+        first = await status(reader)
+        await asyncio.sleep(0.3)  # twice the time for headers, without a byte
+        writer.write(REQUEST)
+        second = await status(reader)
+        writer.write(b"GET ")
+        return first, second, await status(reader)
+
+    assert talk(conversation) == (204, 204, 408)
+
+
+def test_headers_have_a_size():
+    async def conversation(connect):
+        reader, writer = await connect()
+        writer.write(b"GET /a HTTP/1.1\r\nx: " + b"y" * (MAX_HEADER_BYTES + 1))
+        refused = await status(reader)
+        reader, writer = await connect()
+        writer.write(b"GET /a HTTP/1.1\r\nx: " + b"y" * (MAX_HEADER_BYTES // 2) + b"\r\n\r\n")
+        return refused, await status(reader)
+
+    assert talk(conversation, header_seconds=5) == (431, 204)
