@@ -141,6 +141,7 @@ async def _is_available(repository: "Repository", stopping: asyncio.Event) -> bo
     signalled.cancel()
     try:
         if stopping.is_set():
+            available.cancel()
             return False
         await available
     except ServingError:

@@ -1,5 +1,6 @@
 """A version's life: found, loaded, swapped, kept when its successor is broken, let go when idle."""
 
+import asyncio
 import shutil
 import threading
 
@@ -12,6 +13,7 @@ from serving.config import ModelConfig, ServerConfig, VersionPolicy
 from serving.errors import Code, ServingError
 from serving.repository import Repository, State
 from serving.rest import create_app
+from serving.server import _is_available
 from serving.service import Service
 
 
@@ -323,6 +325,18 @@ def test_the_start_waits_for_a_model_without_a_version_until_it_is_stopped(tmp_p
     repository.stop(10)
     waiting.join(30)
     assert errors == ["The server is shutting down."]
+
+
+def test_a_stop_signal_ends_the_wait_of_the_start(tmp_path, start):
+    repository = start(models=(config_of(tmp_path),))
+
+    async def wait_for_models():
+        stopping = asyncio.Event()
+        stopping.set()
+        is_available = await _is_available(repository, stopping)
+        return is_available, await asyncio.to_thread(repository.stop, 10)
+
+    assert asyncio.run(wait_for_models()) == (False, True)
 
 
 def test_labels_at_the_start_need_the_flag(tmp_path, start):
