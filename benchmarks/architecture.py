@@ -35,7 +35,6 @@ VALUES = {"network": {"value_embeddings": True, "inner_width": 480}}  # as many 
 FURTHER = {"network": {"further_tokens": 1, "num_layers": 3}}  # as many weights
 BATCH_24 = {"sizes": {"batch": 24}}
 BATCH_48 = {"sizes": {"batch": 48}}
-WARM = {"settings": {"max_tokens": "16 for 0.2, 32 for 0.2, 64"}}
 
 
 def together(*parts: dict) -> dict:
@@ -47,6 +46,7 @@ def together(*parts: dict) -> dict:
     return merged
 
 
+BEST = together(ROTARY, QK_NORM, VALUES, BATCH_24)
 VARIANTS = {
     "as nanoGPT": PLAIN,
     "rotary positions": ROTARY,
@@ -62,6 +62,8 @@ VARIANTS = {
     "rate 0.04": {"rate": 0.04},
     "rotary, RMSNorm, squared ReLU, QK-norm": together(ROTARY, RMS, RELU2, QK_NORM),
     "the same and value embeddings": together(ROTARY, RMS, RELU2, QK_NORM, VALUES),
+    "rotary, QK-norm, value embeddings, batch 24": BEST,
+    "the last and dropout 0.1": together(BEST, {"network": {"dropout": 0.1}}),
 }
 
 
