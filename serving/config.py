@@ -5,7 +5,7 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-ENGINES = ("auto", "binary", "docker", "embedded")
+ENGINES = ("auto", "binary", "docker", "embedded", "remote")
 
 MAX_VERSION = 2**63 - 1
 

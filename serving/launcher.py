@@ -44,6 +44,8 @@ def launch(config: ServerConfig) -> int:
     own = _own_options(config)
     engine, reason = choose_engine(config.engine, own)
     log.info("Engine: %s (%s)", engine, reason)
+    if config.backend and engine != "remote":
+        raise ConfigError("--backend is for --engine remote; add that, or leave it out")
     if engine in ("binary", "docker") and own:
         raise ConfigError(
             f"{', '.join(own)} would have no effect: {BINARY} knows nothing like it; leave it out, "
@@ -51,7 +53,9 @@ def launch(config: ServerConfig) -> int:
         )
     config = _with_ports_apart(config)
     check_exposure(config, engine)
-    if config.is_discovering:
+    if engine == "remote":
+        _check_backend(config)
+    elif config.is_discovering:
         check_exports(config)
     elif engine == "embedded":
         config = replace(config, models=model_configs.current_models(config))
@@ -59,7 +63,7 @@ def launch(config: ServerConfig) -> int:
         if port:
             listen(config.host, port, flag).close()  # ask before anything slow begins
 
-    if engine == "embedded":
+    if engine in ("embedded", "remote"):
         from serving.server import serve
 
         return serve(config)
@@ -92,6 +96,20 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _check_backend(config: ServerConfig) -> None:
+    host, _, port = config.backend.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(
+            "--engine remote needs --backend HOST:PORT, the gRPC of a running server. "
+            f"Received: {config.backend!r}"
+        )
+    if not (config.only_models or model_configs.current_models(config)):
+        raise ConfigError(
+            "--engine remote needs the names of the backend's models: give --models A,B, "
+            "--model_config_file or --exports"
+        )
 
 
 def _own_options(config: ServerConfig) -> list[str]:

@@ -56,11 +56,9 @@ async def _serve(config: ServerConfig) -> bool:
     """True when everything ended by itself; False when threads had to be left behind."""
     import uvicorn
 
-    from serving import servable
     from serving.door import Door
     from serving.grpc_server import GrpcServer
     from serving.http_protocol import protocol_with
-    from serving.repository import Repository
     from serving.rest import create_app
     from serving.service import Service, num_threads
     from serving.telemetry import Tracer
@@ -73,7 +71,7 @@ async def _serve(config: ServerConfig) -> bool:
         def capture_signals(self) -> Iterator[None]:
             yield  # signals are ours: draining comes before closing
 
-    repository = Repository(config, servable.loader(config))
+    repository = _repository(config)
     service = Service(repository, num_threads(config), config.max_waiting_requests)
     tracer = Tracer() if config.telemetry else None
     stopping = _stop_on_signals()
@@ -128,6 +126,17 @@ async def _serve(config: ServerConfig) -> bool:
         await asyncio.to_thread(tracer.close)
     log.info("Stopped")
     return has_stopped and not num_unfinished
+
+
+def _repository(config: ServerConfig) -> Any:
+    if config.engine == "remote":
+        from serving.remote import RemoteRepository
+
+        return RemoteRepository(config)
+    from serving import servable
+    from serving.repository import Repository
+
+    return Repository(config, servable.loader(config))
 
 
 async def _is_available(repository: "Repository", stopping: asyncio.Event) -> bool:

@@ -46,8 +46,9 @@ def rest(repository: Repository) -> Iterator[TestClient]:
 
 class Stubs:
     def __init__(self, port: int) -> None:
+        self.address = f"127.0.0.1:{port}"
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}", options)
+        self.channel = grpc.insecure_channel(self.address, options)
         self.prediction = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
         self.model = model_service_pb2_grpc.ModelServiceStub(self.channel)
 
