@@ -10,7 +10,7 @@ import logging
 import re
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -214,7 +214,7 @@ def _infer(repository: Repository, call: Call, config: ServerConfig) -> bytes:
             )
             for array in inputs.values():
                 if array.dtype == object:
-                    _check_texts(array.flat, config)
+                    _check_texts(array.ravel().tolist(), config)
             timing.parse = time.perf_counter() - start
             outputs = servable.run(signature_name, inputs, timeout=timeout, timing=timing)
         start = time.perf_counter()
@@ -222,7 +222,7 @@ def _infer(repository: Repository, call: Call, config: ServerConfig) -> bytes:
     else:
         _check_rows(request, "examples", config)
         serialized = examples.examples_from_json(request)
-        _check_texts(_texts_of(request), config)
+        _check_texts(list(_texts_of(request)), config)
         timing.parse = time.perf_counter() - start
         metrics.observe_examples(call.name, len(serialized))
         with repository.acquire(call.name, call.version, call.label) as servable:
@@ -281,7 +281,9 @@ def _texts_of(request: dict[str, Any]) -> Iterator[bytes]:
                     yield codec.to_bytes(value)
 
 
-def _check_texts(texts: Iterable[bytes], config: ServerConfig) -> None:
+def _check_texts(texts: list[bytes], config: ServerConfig) -> None:
+    if max(map(len, texts), default=0) <= config.max_characters:
+        return
     for text in texts:
         if len(text) > config.max_characters:  # bytes, so characters need a closer look
             length = len(text.decode(errors="replace"))

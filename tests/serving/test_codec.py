@@ -79,3 +79,26 @@ def test_made_up_bodies_are_read_or_refused(dtypes):
                 num_read += 1
                 assert arrays.keys() == dtypes.keys()
     assert num_read and num_refused
+
+
+@pytest.mark.parametrize("row_format", [True, False])
+def test_texts_come_out_as_they_went_in(row_format):
+    texts = ["", 'a"b\\', "\n\r\t", "文😀", "naïve"]
+    for odd in ([], ["\x00"], ["\x01\x1f"], ["\udcff"], ["\udcff", "\x01"]):
+        for picked in ([*texts, *odd], odd, texts[:1]):
+            array = np.array([text.encode(errors="surrogateescape") for text in picked], object)
+            body = outputs_to_json({"y": array}, row_format=row_format)
+            assert list(parse(body, max_depth=9).values()) == [picked]
+
+
+@pytest.mark.parametrize("dtype", [types_pb2.DT_FLOAT, types_pb2.DT_INT32, types_pb2.DT_UINT64])
+@pytest.mark.parametrize("odd", [True, False, None, "1", [], {}, -1.5, 2**64 * 1.0])
+def test_one_odd_leaf_among_many_numbers_is_found(dtype, odd):
+    column = [0, 1, 2, 3, 1, 0] * 50
+    assert inputs_from_json({"inputs": column}, {"x": dtype})[0]["x"].tolist() == column
+    column[37] = odd
+    if isinstance(odd, float) and dtype == types_pb2.DT_FLOAT:
+        assert inputs_from_json({"inputs": column}, {"x": dtype})[0]["x"][37] == odd
+    else:
+        with pytest.raises(ServingError):
+            inputs_from_json({"inputs": column}, {"x": dtype})
