@@ -62,7 +62,7 @@ class Door:
         self._app, self._service, self._config = app, service, config
         self._keys, self._rates = Keys.from_config(config), RateLimit.from_config(config)
         self._tracer, self._clock = tracer, clock
-        self._held = 0  # bytes of bodies that are read and not answered yet
+        self._held = 0  # bytes of bodies that have come, whole or in part, and are not answered yet
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in HEALTH:
@@ -72,18 +72,19 @@ class Door:
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         request_id = request_id_of(headers)
         answer = _Answer(send, scope, request_id)
-        who, body = "", b""
+        who = ""
+        chunks: list[bytes] = []
         try:
             who = self._admit(scope, headers)
-            body = await self._body(headers, receive)
-            self._held += len(body)
-            await self._answer(scope, body, receive, answer)
+            await self._read(headers, receive, chunks)
+            chunks[:] = [b"".join(chunks)]
+            await self._answer(scope, chunks[0], receive, answer)
         except Refused as refused:
             await answer.refuse(refused)
         except _Gone:
             answer.status = answer.status or Code.CANCELLED.http_status
         finally:
-            self._held -= len(body)
+            self._held -= sum(map(len, chunks))
             self._tell(scope, answer, began, request_id, who)
 
     def _admit(self, scope: MutableMapping[str, Any], headers: dict[str, str]) -> str:
@@ -103,16 +104,21 @@ class Door:
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self._config.max_body_bytes:
             raise self._too_large()
-        if self._service.is_full or self._held > BODIES * self._config.max_body_bytes:
-            metrics.count_shed("queue")
-            raise _later(429, "The server is busy: too many requests wait; try again later.")
+        if self._service.is_full or self._holds_much:
+            raise self._busy()
         return who
 
-    async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
-        """The whole body. Raises Refused for one that is too large or comes too slowly."""
+    @property
+    def _holds_much(self) -> bool:
+        return self._held > BODIES * self._config.max_body_bytes
+
+    async def _read(self, headers: dict[str, str], receive: Receive, chunks: list[bytes]) -> None:
+        """Fills `chunks` with the whole body and counts it as held.
+
+        Raises Refused for one that is too large, comes too slowly, or is one too many.
+        """
         if "content-length" not in headers and "transfer-encoding" not in headers:
-            return b""
-        chunks: list[bytes] = []
+            return
         size, began = 0, self._clock()
         while True:
             allowed = self._config.body_timeout_seconds + size / SLOWEST
@@ -136,22 +142,27 @@ class Door:
             if size > self._config.max_body_bytes:
                 raise self._too_large()
             chunks.append(chunk)
+            self._held += len(chunk)
+            if self._holds_much:
+                raise self._busy()
             if len(chunks) > self._config.max_body_chunks:
                 raise Refused(
                     TOO_LARGE,
                     f"The body came in more than {self._config.max_body_chunks:,} pieces "
                     "(--max-body-chunks).",
-                    (b"connection", b"close"),
                 )
             if not message.get("more_body"):
-                return b"".join(chunks)
+                return
+
+    def _busy(self) -> Refused:
+        metrics.count_shed("queue")
+        return _later(429, "The server is busy: too many requests wait; try again later.")
 
     def _too_large(self) -> Refused:
         return Refused(
             TOO_LARGE,
             f"The body is larger than {self._config.max_body_bytes:,} bytes (--max-body-bytes); "
             "send fewer rows a request.",
-            (b"connection", b"close"),
         )
 
     async def _answer(
@@ -255,7 +266,10 @@ class _Answer:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), *self._headers()]
+            headers = [*message.get("headers", ()), *self._headers()]
+            if self.status in (429, 503) and not any(name == b"retry-after" for name, _ in headers):
+                headers += _later(self.status, "").headers  # refused further in
+            message["headers"] = headers
         await self._send(message)
 
     async def refuse(self, refused: Refused) -> None:

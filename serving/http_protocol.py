@@ -1,4 +1,5 @@
-"""uvicorn's HTTP protocol with the two limits that it lacks: on the time and size of headers."""
+"""uvicorn's HTTP protocol with the limits that it lacks: on the time and the size of headers, and
+on the time in which the rest of a body may come that was answered before it was read."""
 
 import asyncio
 from typing import Any
@@ -9,6 +10,7 @@ MAX_HEADER_BYTES = 64 * 1024
 
 _SLOW = b"The headers did not come in time (--header-timeout-seconds)."
 _LARGE = b"The headers are larger than 65,536 bytes."
+_INVALID = b"This is no HTTP request."
 
 
 def protocol_with(header_seconds: float) -> type[HttpToolsProtocol]:
@@ -18,24 +20,41 @@ def protocol_with(header_seconds: float) -> type[HttpToolsProtocol]:
     class Protocol(HttpToolsProtocol):
         _timer: asyncio.TimerHandle | None = None
         _header_bytes = 0
+        _is_in_body = False
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._begin()
 
         def data_received(self, data: bytes) -> None:
-            is_idle = self.cycle is None or self.cycle.response_complete
-            if self._timer is None and is_idle:
-                self._begin()
-            if self._timer is not None:
+            if not self._is_in_body:
+                if self._timer is None:
+                    self._begin()
                 self._header_bytes += len(data)
             super().data_received(data)
-            if self._timer is not None and self._header_bytes > MAX_HEADER_BYTES:
+            is_within_headers = self._timer is not None and not self._is_in_body
+            if is_within_headers and self._header_bytes > MAX_HEADER_BYTES:
                 self._refuse(b"431 Request Header Fields Too Large", _LARGE)
 
         def on_headers_complete(self) -> None:
             self._end()
+            self._is_in_body = True
             super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            self._end()
+            self._is_in_body = False
+            super().on_message_complete()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            # A caller that still sends would not see an answer to a connection closed at once; one
+            # that sends for long does not hold it.
+            if self._is_in_body and self._timer is None and not self.transport.is_closing():
+                self._timer = self.loop.call_later(header_seconds, self.transport.close)
+
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(b"400 Bad Request", _INVALID)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._end()

@@ -9,6 +9,7 @@ import pytest
 from serving import metrics
 from serving.config import ConfigError, ServerConfig
 from serving.door import Door, request_id_of
+from serving.errors import Code
 from serving.keys import API_KEYS
 from serving.launcher import check_exposure
 from serving.logs import JsonLines, configure
@@ -91,7 +92,7 @@ def test_a_body_may_be_as_large_as_the_limit_and_no_larger():
             assert status == expected
             if status == 413:
                 assert "--max-body-bytes" in json.loads(body)["error"]
-                assert found["connection"] == "close"
+                assert "connection" not in found  # a caller that still sends sees the answer
 
 
 def test_a_large_body_is_refused_before_it_is_read():
@@ -144,6 +145,52 @@ def test_what_cannot_be_worked_on_is_told_to_come_again(attribute):
     assert status == (503 if attribute == "is_draining" else 429)
     assert int(headers["retry-after"]) >= 1
     assert ask(service=service, path="/healthz")[0] == 200
+
+
+def test_what_the_app_refuses_is_told_to_come_again_too():
+    for code, closes in ((Code.RESOURCE_EXHAUSTED, False), (Code.UNAVAILABLE, True)):
+
+        async def refusing(scope, receive, send, code=code):
+            headers = [(b"content-type", b"application/json")]
+            start = {"type": "http.response.start", "status": code.http_status, "headers": headers}
+            await send(start)
+            await send({"type": "http.response.body", "body": b"{}"})
+
+        status, headers, _ = ask(inner=refusing)
+        assert status == code.http_status and int(headers["retry-after"]) >= 1
+        assert (headers.get("connection") == "close") is closes
+
+
+def test_bodies_are_held_up_to_a_bound_also_while_they_come():
+    door = Door(app, Waiting(), ServerConfig(max_body_bytes=10))
+    statuses = []
+
+    async def one(done):
+        pieces = [b"x" * 9, b"x"]
+
+        async def receive():
+            if len(pieces) == 1:
+                await done.wait()
+            return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+
+        async def send(message):
+            if "status" in message:
+                statuses.append(message["status"])
+
+        scope = {"type": "http", "method": "POST", "path": "/v1", "state": {}}
+        await door(scope | {"headers": [(b"content-length", b"10")]}, receive, send)
+
+    async def many():
+        done = asyncio.Event()
+        tasks = [asyncio.create_task(one(done)) for _ in range(12)]
+        while len(statuses) < 4:  # the ninth is one too many, and lets go of what it held
+            await asyncio.sleep(0)
+        done.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(asyncio.wait_for(many(), 10))
+    assert statuses[:4] == [429] * 4 and set(statuses[4:]) == {200}
+    assert door._held == 0
 
 
 def test_a_caller_may_ask_so_often():

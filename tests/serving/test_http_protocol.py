@@ -1,6 +1,7 @@
 """Headers that come slowly, or without end: the connection is closed, others do not notice."""
 
 import asyncio
+import json
 
 import pytest
 import uvicorn
@@ -110,3 +111,36 @@ def test_headers_have_a_size():
         return refused, await status(reader)
 
     assert talk(conversation, header_seconds=5) == (431, 204)
+
+
+def test_the_rest_of_a_body_that_was_answered_unread_is_let_pass():
+    async def conversation(connect):
+        reader, writer = await connect()
+        length = 3 * MAX_HEADER_BYTES
+        writer.write(b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % length)
+        first = await status(reader)  # the app answers without reading
+        writer.write(b"x" * length)
+        writer.write(REQUEST)
+        return first, await status(reader)
+
+    assert talk(conversation, header_seconds=5) == (204, 204)
+
+
+def test_the_rest_of_a_body_that_does_not_come_ends_the_connection():
+    async def conversation(connect):
+        reader, writer = await connect()
+        writer.write(b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nx")
+        return await status(reader), await reader.read()
+
+    assert talk(conversation) == (204, b"")
+
+
+def test_what_is_no_http_gets_an_answer_in_our_shape():
+    async def conversation(connect):
+        reader, writer = await connect()
+        writer.write(b"\x16\x03\x01 hello\r\n\r\n")
+        return await reader.read()
+
+    head, _, body = talk(conversation, header_seconds=5).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body) == {"error": "This is no HTTP request."}
