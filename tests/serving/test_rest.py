@@ -304,6 +304,15 @@ CASES = {
     "web-safe base64": (
         "types", {"signature_name": "string", "inputs": {"b64": "-_-_"}}, 400,
         "Unable to base64 decode"),
+    "another object for a string": (
+        "types", {"signature_name": "string", "inputs": {"b64": 1}}, 400,
+        "Missing named input: x in 'inputs' object."),
+    "another object in a list of strings": (
+        "types", {"signature_name": "string", "inputs": ["a", {"b64": 1}]}, 400,
+        'JSON Value: {\n    "b64": 1\n} not formatted correctly for base64 data'),
+    "object for half": (
+        "types", {"signature_name": "float16", "inputs": [{"a": 1}]}, 400,
+        'JSON Value: {\n    "a": 1\n} Type: Object is not of expected type: half'),
     "scalar output in rows": (
         "mixed", {"signature_name": "scalar", "instances": [1.0]}, 400,
         "Tensor name: sum has no shape information "),
