@@ -96,6 +96,7 @@ class RemoteRepository:
 
     def __init__(self, config: ServerConfig) -> None:
         self._names = set(model_names(config))
+        self._labels = {model.name: dict(model.labels) for model in config.models}
         self._timeout = config.request_timeout_seconds or None
         self._known: dict[Target, _Signatures] = {}
         self._lock = threading.Lock()
@@ -177,6 +178,11 @@ class RemoteRepository:
         with self._lock:
             return sorted(self._names)
 
+    def labels(self, name: str) -> dict[str, int]:
+        """The labels of our own configuration or the last reload: the backend tells nobody."""
+        with self._lock:
+            return dict(self._labels.get(name, {}))
+
     def readiness(self) -> tuple[bool, list[Readiness]]:
         """Whether the backend serves every model of `names`; one it does not know is START."""
         models = [self._readiness(name) for name in self.names()]
@@ -206,6 +212,7 @@ class RemoteRepository:
             raise ServingError(code, response.status.error_message)
         with self._lock:
             self._names = {model.name for model in models}
+            self._labels = {model.name: dict(model.labels) for model in models}
             self._known.clear()
 
     def wait_until_available(self) -> None:

@@ -67,6 +67,13 @@ def test_status_and_metadata_are_those_of_the_backend(front_door, rest, path, su
     assert json.loads(over.content) == json.loads(direct.content)
 
 
+def test_the_list_of_models_has_the_backends_versions(front_door, remote):
+    models = front_door.get("/v1/models").json()["models"]
+    assert [model["name"] for model in models] == remote.names()
+    assert models[0]["versions"] == [{"version": "3", "state": "AVAILABLE"}]
+    assert models[0]["labels"] == {}
+
+
 def test_examples_are_classified_and_regressed_through_predict(remote):
     with remote.acquire("examples") as servable:
         result = inference.classify(servable, "classify_x_to_y", [example(x=4.0)])
