@@ -82,7 +82,7 @@ async def _serve(config: ServerConfig) -> bool:
         return await asyncio.to_thread(repository.stop, CLOSING_SECONDS)
 
     grpc_server = GrpcServer(service, config)
-    for address in await grpc_server.start(host):
+    for address in grpc_server.start(host):
         log.info("gRPC: %s", address)
 
     http_server = HttpServer(
@@ -112,12 +112,12 @@ async def _serve(config: ServerConfig) -> bool:
     await stopping.wait()
 
     log.info("Stopping: waiting up to %g s for running requests", config.drain_seconds)
-    await grpc_server.drain()
+    grpc_server.drain()
     num_unfinished = await service.drain(config.drain_seconds)
     if num_unfinished:
         log.warning("Requests cut off because they did not finish in time: %d", num_unfinished)
     http_server.should_exit = True
-    await grpc_server.stop(CLOSING_SECONDS)
+    await asyncio.to_thread(grpc_server.stop, CLOSING_SECONDS)
     if http_task:
         await http_task
     service.close()

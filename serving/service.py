@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import os
+import threading
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -53,12 +54,14 @@ class Service:
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._is_cut_off = False
+        self._callers = 0  # that compute in threads of their own
+        self._callers_changed = threading.Condition()
         metrics.watch("/stepwise/serving/waiting_requests", lambda: self.num_waiting)
         metrics.watch("/stepwise/serving/running_requests", lambda: self.num_running)
 
     @property
     def num_running(self) -> int:
-        return min(len(self._running), self._num_threads)
+        return min(len(self._running), self._num_threads) + self._callers
 
     @property
     def num_waiting(self) -> int:
@@ -79,10 +82,7 @@ class Service:
 
         Raises UNAVAILABLE while draining, RESOURCE_EXHAUSTED when too many requests wait.
         """
-        if self.is_draining:
-            raise ServingError(
-                Code.UNAVAILABLE, "The server is shutting down; try again later or elsewhere."
-            )
+        self._refuse_while_draining()
         if self.is_full:
             metrics.count_shed("queue")
             raise ServingError(
@@ -108,9 +108,38 @@ class Service:
             if not self._running:
                 self._is_idle.set()
 
+    def run_here(
+        self,
+        work: Callable[Concatenate[Repository, P], Result],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Result:
+        """`work(repository, ...)` in the thread of a caller that has one; drained as the others.
+
+        Raises UNAVAILABLE while draining.
+        """
+        with self._callers_changed:
+            self._refuse_while_draining()
+            self._callers += 1
+        try:
+            return work(self.repository, *args, **kwargs)
+        finally:
+            with self._callers_changed:
+                self._callers -= 1
+                self._callers_changed.notify_all()
+
+    def _refuse_while_draining(self) -> None:
+        if self.is_draining:
+            raise ServingError(
+                Code.UNAVAILABLE, "The server is shutting down; try again later or elsewhere."
+            )
+
     async def drain(self, seconds: float) -> int:
         """Refuses new work and waits for what runs; returns how many requests had to be cut off."""
-        self.is_draining = True
+        with self._callers_changed:
+            self.is_draining = True
+        others = asyncio.to_thread(self._wait_for_callers, seconds)
+        waiting = asyncio.ensure_future(others)
         try:
             await asyncio.wait_for(self._is_idle.wait(), seconds)
         except TimeoutError:
@@ -118,7 +147,12 @@ class Service:
         unfinished = list(self._running)
         for future in unfinished:
             future.cancel()  # the thread cannot be stopped; its caller gets an answer
-        return len(unfinished)
+        return len(unfinished) + await waiting
+
+    def _wait_for_callers(self, seconds: float) -> int:
+        with self._callers_changed:
+            self._callers_changed.wait_for(lambda: self._callers == 0, seconds)
+            return self._callers
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,7 +1,5 @@
-import asyncio
 import contextlib
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,35 +53,24 @@ class Stubs:
 
 @contextlib.contextmanager
 def _serve_grpc(service: Service) -> Iterator[Stubs]:
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    async def start() -> tuple[grpc.aio.Server, int]:
-        server = GrpcServer(service, ServerConfig(port=0)).server
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        return server, port
-
-    server, port = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+    server = GrpcServer(service, ServerConfig(port=0))
+    port = server.server.add_insecure_port("127.0.0.1:0")
+    server.server.start()
     stubs = Stubs(port)
     yield stubs
     stubs.channel.close()
-    asyncio.run_coroutine_threadsafe(server.stop(None), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
-    loop.close()
+    server.stop(0)
 
 
 @pytest.fixture(scope="session")
 def serve_grpc() -> Callable[[Service], contextlib.AbstractContextManager[Stubs]]:
-    """gRPC stubs of a server over a service, in a thread of this process."""
+    """gRPC stubs of a server over a service, in this process."""
     return _serve_grpc
 
 
 @pytest.fixture(scope="session")
 def stubs(repository: Repository) -> Iterator[Stubs]:
-    """gRPC stubs of a server over the toy models."""
+    """gRPC stubs of a server over the toy models, in this process."""
     with _serve_grpc(Service(repository)) as stubs:
         yield stubs
 

@@ -1,9 +1,7 @@
 """What the settings make of the gRPC server: sockets, TLS, health, reflection, keys, reloading."""
 
-import asyncio
 import contextlib
 import json
-import threading
 
 import grpc
 import pytest
@@ -31,28 +29,14 @@ PREDICT = predict_request("half_plus_two", {"x": [1.0]})
 @contextlib.contextmanager
 def running(repository, **settings):
     """A server of this process and its service; `settings` need a socket or a port."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-
-    def do(work):
-        return asyncio.run_coroutine_threadsafe(work, loop).result(10)
-
-    async def start():
-        service = Service(repository)
-        server = GrpcServer(service, ServerConfig(**{"port": 0} | settings))
-        await server.start("127.0.0.1")
-        return service, server
-
+    service = Service(repository)
+    server = GrpcServer(service, ServerConfig(**{"port": 0} | settings))
     try:
-        service, server = do(start())
-        yield service, server, do
-        do(server.stop(None))
-        service.close()
+        server.start("127.0.0.1")
+        yield service, server
     finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
-        loop.close()
+        server.stop(0)
+        service.close()
 
 
 @pytest.fixture
@@ -155,7 +139,7 @@ def test_a_reload_passes_the_models_on_and_tells_the_growth_of_counters(socket_p
 
 def test_health_follows_the_drain(repository, socket_path):
     settings = {"enable_grpc_healthcheck_service": True}
-    with channel_to(repository, socket_path, **settings) as (channel, _, server, do):
+    with channel_to(repository, socket_path, **settings) as (channel, _, server):
         check = health_pb2_grpc.HealthStub(channel).Check
         serving = health_pb2.HealthCheckResponse
         for name in ("", "ModelService", "PredictionService"):
@@ -163,7 +147,7 @@ def test_health_follows_the_drain(repository, socket_path):
             assert check(request, timeout=10).status == serving.SERVING
         unknown = health_pb2.HealthCheckRequest(service="no")
         assert refused(check, unknown)[0] == "NOT_FOUND"
-        do(server.drain())
+        server.drain()
         request = health_pb2.HealthCheckRequest()
         assert check(request, timeout=10).status == serving.NOT_SERVING
 
