@@ -14,11 +14,12 @@ TRAINING_OPTIONS := $(if $(DATA),--data "$(DATA)") $(if $(TEXT_COLUMN),--text-co
 # One file of a user's own is one task: without a list of recipes it is sentiment.
 CHOSEN := $(if $(and $(DATA),$(filter file,$(origin RECIPES))),sentiment,$(RECIPES))
 
-.PHONY: help setup setup-dev demo train serve ui test test-fast test-portability proofs check format clean
+.PHONY: help setup setup-dev demo train serve ui test test-fast test-reliability test-portability proofs check format clean
 
 help:
 	@echo "make demo              train the three default recipes, serve them, start the pages"
 	@echo "make test              all tests; make test-fast leaves out the slow ones"
+	@echo "make test-reliability  the server under floods, slow callers, nonsense and swaps, for minutes"
 	@echo "make test-portability  the exports in the TensorFlow of the newest TensorFlow Serving"
 	@echo "make proofs            measures the claims about the strategies; writes docs/strategies.md"
 	@echo "make check             linter, formatter, types"
@@ -54,6 +55,9 @@ test: setup-dev
 
 test-fast: setup-dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not browser" $(ARGS)
+
+test-reliability: setup-dev
+	RELIABILITY=long $(BIN)/python -m pytest -rP tests/reliability $(ARGS)
 
 test-portability: setup-dev
 	@sh scripts/portability.sh "$(BIN)"
