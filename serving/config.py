@@ -159,7 +159,10 @@ class ServerConfig:
         Path("exports"), "each folder in it that holds a version is a model; later ones, too"
     )
     only_models: tuple[str, ...] = _option((), "of --exports, only these: A,B", name="models")
-    allow_foreign: bool = _option(False, "load models without a manifest of ours, too")
+    allow_foreign: bool = _option(
+        False, "load models without a manifest of ours, too; or STEPWISE_ALLOW_FOREIGN=1"
+    )
+    allow_ops: tuple[str, ...] = _option((), "ops that the gate refuses and you trust: A,B")
     engine: str = _option("auto", "what answers")
     backend: str = _option("", "HOST:PORT of the stock server's gRPC, for --engine remote")
 

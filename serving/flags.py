@@ -6,6 +6,7 @@ dashes in their names. Both may also be given as two words.
 
 import dataclasses
 import math
+import os
 import re
 import textwrap
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ examples:
   python -m serving --engine=docker                     in the tensorflow/serving image
 """
 
+ALLOW_FOREIGN = "STEPWISE_ALLOW_FOREIGN"  # 1 stands for --allow-foreign
 REMARKS = {"M": "", "A": "", "I": " (accepted and ignored)", "X": " (refused)"}
 
 
@@ -69,6 +71,8 @@ def parse(arguments: Sequence[str]) -> CommandLine:
         given[setting.name] = _read(setting, flag, text)
         if setting.metadata.get("mark") == "I" and flag not in ignored:
             ignored.append(flag)
+    if os.environ.get(ALLOW_FOREIGN) == "1":
+        given.setdefault("allow_foreign", True)
     _check_what_to_serve(given)
     return CommandLine(ServerConfig(**given), tuple(unknown), tuple(ignored))
 

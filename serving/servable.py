@@ -20,6 +20,7 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 from tensorflow.python.client import pywrap_tf_session
 
 from model.signatures import SERVING_DEFAULT
+from serving import gate
 from serving.batching import (
     Batcher,
     BatchingParameters,
@@ -152,14 +153,27 @@ class Servable:
 
 
 def loader(config: ServerConfig) -> Loader:
-    """`load` with the server's settings; batches of all its models share one pool of threads.
+    """`load` behind the gate, with the server's settings.
 
-    Raises ConfigError for a file of settings that cannot be read.
+    Batches of all its models share one pool of threads. Raises ConfigError for a file
+    of settings that cannot be read.
     """
     parameters = configured_parameters(config)
     pool = Pool(parameters.num_batch_threads, parameters.thread_pool_name) if parameters else None
     _session_config(config)
-    return functools.partial(load, config=config, batching=parameters, pool=pool)
+
+    def load_checked(name: str, version: int, path: Path) -> Servable:
+        manifest = gate.check(path, allow_foreign=config.allow_foreign, allow_ops=config.allow_ops)
+        servable = load(name, version, path, config=config, batching=parameters, pool=pool)
+        try:
+            if manifest:
+                gate.check_golden(servable, manifest)
+        except BaseException:
+            servable.close()
+            raise
+        return servable
+
+    return load_checked
 
 
 def load(

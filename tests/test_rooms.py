@@ -13,7 +13,13 @@ ALLOWED = {
     "model": (),
     "training": ("model",),
     # Signatures, tokenizers and samplers of the contract; never a layer or a weight.
-    "serving": ("model.signatures", "model.tokenizers", "model.samplers", "model.runtime"),
+    "serving": (
+        "model.signatures",
+        "model.tokenizers",
+        "model.samplers",
+        "model.runtime",
+        "model.version_check",  # the same checks at export and at load, no layers in it
+    ),
     "ui": ("serving.client",),
 }
 # These start before anything heavy is needed, or live without it.

@@ -23,6 +23,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from model import signatures
 from model.generation import generate
+from model.version_check import check_answer, check_files, check_graph
 from training.classification import Classifier
 from training.language_model import LanguageModel, generation_inputs
 from training.run import load_run
@@ -88,6 +89,9 @@ def export_run(folder: Path, exports: Path) -> Path:
             "golden": [golden],
         }
         write_json(beside / signatures.MANIFEST_FILE, manifest)
+        check_files(beside, manifest)
+        check_graph(beside)
+        _check_golden(beside, golden)
         os.rename(beside, target)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
@@ -162,6 +166,17 @@ def _plain(array: np.ndarray) -> list:
     """JSON values: strings are bytes in an array of TensorFlow."""
     is_text = array.dtype == object
     return (np.vectorize(bytes.decode, otypes=[object])(array) if is_text else array).tolist()
+
+
+def _check_golden(path: Path, golden: dict) -> None:
+    """Asks what was written in a session, which is what serves, for the in-process answers."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        meta_graph = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(path))
+        signature = meta_graph.signature_def[golden["signature_name"]]
+        feeds = {signature.inputs[a].name: values for a, values in golden["inputs"].items()}
+        fetches = {alias: info.name for alias, info in signature.outputs.items()}
+        answer = session.run(fetches, feeds)
+    check_answer(golden, {alias: array.tolist() for alias, array in answer.items()})
 
 
 def _describe_signatures(golden: dict) -> dict:

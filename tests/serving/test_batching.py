@@ -382,7 +382,13 @@ def batched(path, tmp_path, text, **config):
     file = tmp_path / "batching"
     file.write_text(text)
     load = servable.loader(
-        ServerConfig(enable_batching=True, batching_parameters_file=file, **config)
+        ServerConfig(
+            enable_batching=True,
+            batching_parameters_file=file,
+            allow_foreign=True,
+            allow_ops=("WriteFile", "MatchingFiles"),
+            **config,
+        )
     )
     return load("m", 1, path)
 
@@ -477,7 +483,10 @@ def test_callers_over_rest_and_grpc_share_a_batch(tmp_path, serve_grpc):
     # Two rows make a batch; one alone would wait for longer than this test may take.
     file.write_text("max_batch_size { value: 2 } batch_timeout_micros { value: 60000000 }")
     config = ServerConfig(
-        exports=tmp_path / "exports", enable_batching=True, batching_parameters_file=file
+        exports=tmp_path / "exports",
+        enable_batching=True,
+        batching_parameters_file=file,
+        allow_foreign=True,
     )
     repository = Repository(config, servable.loader(config))
     repository.start()

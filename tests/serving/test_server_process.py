@@ -33,6 +33,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.rest_port}"
         self.log = log
         command = [sys.executable, "-m", "serving", "--engine=embedded", f"--exports={exports}"]
+        command += ["--allow-foreign", "--allow-ops=WriteFile,MatchingFiles"]
         command += [f"--port={self.port}", f"--rest_api_port={self.rest_port}", *arguments]
         with log.open("w") as stderr:
             self.process = subprocess.Popen(
