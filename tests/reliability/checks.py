@@ -9,12 +9,12 @@ import json
 import random
 import re
 import signal
-import subprocess
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from load import (
     Answer,
@@ -312,6 +312,14 @@ async def overload(
 # ---------------------------------------------------------------- changes under load
 
 
+class Process(Protocol):
+    """What subprocess.Popen gives."""
+
+    def send_signal(self, signum: int, /) -> None: ...
+
+    def wait(self, seconds: float, /) -> int: ...
+
+
 async def hot_swaps(
     port: int,
     request: bytes,
@@ -368,7 +376,7 @@ async def hot_swaps(
 
 async def stop_in_flight(
     port: int,
-    process: subprocess.Popen[bytes],
+    process: Process,
     folder: Path,
     *,
     number: int,

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import json
+import tempfile
 import zlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import checks
 
@@ -110,7 +112,7 @@ class Server:
         self._write(writer, 400, {"error": "no HTTP"})
 
     def _write(self, writer: asyncio.StreamWriter, status: int, answer: object) -> None:
-        body = json.dumps(answer).encode()
+        body = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
         head = f"HTTP/1.1 {status} {REASONS.get(status, 'Error')}\r\n"
         head += f"content-length: {len(body)}\r\nx-model-version: {self.version}\r\n"
         if status in (429, 503):
@@ -125,6 +127,54 @@ class Server:
     async def install(self, version: int) -> None:
         self.is_available[version] = True
         self.version = version
+
+
+class Stops(Server):
+    """Takes the stop signal as a process does, and finishes what runs."""
+
+    waiting = 100
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running_requests, self.is_draining = 0, False
+
+    async def answer(self, path: str, head: bytes, body: bytes) -> tuple[int, object]:
+        if path == checks.METRICS:
+            return 200, f"\n:stepwise:serving:running_requests{{}} {self.running_requests}"
+        if path == "/readyz":
+            return (503 if self.is_draining else 200), {}
+        if self.is_draining:
+            return 503, {"error": "stops"}
+        if "gate" not in path:
+            return await super().answer(path, head, body)
+        self.running_requests += 1
+        (row,) = json.loads(body)["instances"]
+        while not Path(row["leave"]).exists():
+            await asyncio.sleep(0.01)
+            if self.is_cut_off:
+                return 503, {"error": "stops"}
+        return 200, {}
+
+    @property
+    def is_cut_off(self) -> bool:
+        return False
+
+    def send_signal(self, signum: int) -> None:
+        self.is_draining = True
+
+    def wait(self, seconds: float) -> int:
+        return 0
+
+
+class CutsOff(Stops):
+    @property
+    def is_cut_off(self) -> bool:
+        return self.is_draining
+
+
+class EndsBadly(Stops):
+    def wait(self, seconds: float) -> int:
+        return 143
 
 
 class FailsOnNonsense(Server):
@@ -207,6 +257,12 @@ async def check_swaps(server: Server, port: int) -> None:
     await checks.hot_swaps(port, checks.GOOD, model="m", versions=[2, 3], install=server.install)
 
 
+async def check_stop(server: Stops, port: int) -> None:
+    server.header_seconds = 10.0
+    with tempfile.TemporaryDirectory() as folder:
+        await checks.stop_in_flight(port, server, Path(folder), number=3)
+
+
 MUTANTS = [
     (check_http, FailsOnNonsense),
     (check_json, FailsOnBadJson),
@@ -218,4 +274,6 @@ MUTANTS = [
     (check_overload, FailsWhenBusy),
     (check_swaps, SwapsWithAGap),
     (check_swaps, StaysWithTheOld),
+    (check_stop, CutsOff),
+    (check_stop, EndsBadly),
 ]

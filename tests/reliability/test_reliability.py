@@ -106,11 +106,25 @@ def test_a_check_fails_on_a_mutant_alone(run, mutant):
             await run(server, port)
 
     async def both():
-        await on(mutants.Server())
+        await on(mutants.Stops())
         with pytest.raises(checks.Broken):
             await on(mutant())
 
     asyncio.run(both())
+
+
+@pytest.mark.parametrize("status", ["INTERNAL", "UNKNOWN", "UNAVAILABLE", "DEADLINE_EXCEEDED"])
+def test_the_check_of_protobufs_fails_on_a_mutant_alone(status):
+    answers = iter(["OK", "INVALID_ARGUMENT", "NOT_FOUND", status])
+    good = {"Predict": b"abc"}
+
+    def call(method, body):
+        assert method == "Predict" and body != good[method]
+        return next(answers)
+
+    checks.wrong_protobuf(call, good, number=3)
+    with pytest.raises(checks.Broken, match=status):
+        checks.wrong_protobuf(call, good, number=1)
 
 
 def test_wrong_json(server):
