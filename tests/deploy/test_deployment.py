@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from serving import metrics
 from serving.config import ServerConfig
+from serving.service import Service
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -167,3 +169,18 @@ def test_the_autoscaler_reads_what_a_rule_records():
     groups = documents(ROOT / "deploy" / "monitoring" / "rules.yaml")[0]["groups"]
     recorded = [rule.get("record") for group in groups for rule in group["rules"]]
     assert metric["pods"]["metric"]["name"] in recorded
+
+
+def test_rules_and_dashboard_read_metrics_that_the_server_has():
+    Service(None)  # which puts the gauges on the page
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\w+)$", metrics.page(), re.MULTILINE))
+    groups = documents(ROOT / "deploy" / "monitoring" / "rules.yaml")[0]["groups"]
+    dashboard = json.loads((ROOT / "deploy" / "monitoring" / "dashboard.json").read_text())
+    queries = [rule["expr"] for group in groups for rule in group["rules"]]
+    queries += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    names = {name for query in queries for name in re.findall(r":(?:\w+:)+\w+", query)}
+    assert len(names) >= 8
+    for name in names:
+        whole, _, part = name.rpartition("_")
+        is_part = part in ("bucket", "sum", "count") and kinds.get(whole) == "histogram"
+        assert is_part or kinds.get(name) in ("counter", "gauge"), name
