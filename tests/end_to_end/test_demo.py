@@ -86,7 +86,7 @@ def test_a_taken_port_is_named_at_once(demo, taken):
 def test_a_part_that_ends_takes_the_others_with_it(demo):
     with running(*demo.command("topics", *BRIEF["topics"]), "--engine", "none") as program:
         assert program.end() == 1
-    assert program.output.endswith("demo: the model server ended with code 2; see above.\n")
+    assert program.output.endswith("demo: the model server ended with code 255; see above.\n")
     assert "Traceback" not in program.output and "Stepwise is up." not in program.output
 
 
