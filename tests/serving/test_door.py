@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -271,6 +273,13 @@ def test_logs_are_json_lines_without_texts(caplog):
     assert "private" not in json.dumps(line)
     with pytest.raises(ConfigError, match="--log-format"):
         configure("xml")
+
+
+def test_a_log_that_cannot_be_written_is_lost_and_no_more():
+    code = "from serving.logs import configure; configure('json'); import logging; "
+    code += "log = logging.getLogger('serving'); [log.error('x' * 999) for _ in range(99)]; exit(7)"
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([sys.executable, "-c", code], stderr=full).returncode == 7
 
 
 def test_other_machines_are_let_in_with_keys_only(monkeypatch):
