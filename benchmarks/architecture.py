@@ -46,7 +46,8 @@ def together(*parts: dict) -> dict:
     return merged
 
 
-BEST = together(ROTARY, QK_NORM, VALUES, BATCH_24)
+SMALL_BATCH = together(ROTARY, QK_NORM, VALUES)
+BEST = together(SMALL_BATCH, BATCH_24)
 VARIANTS = {
     "as nanoGPT": PLAIN,
     "rotary positions": ROTARY,
@@ -62,6 +63,7 @@ VARIANTS = {
     "rate 0.04": {"rate": 0.04},
     "rotary, RMSNorm, squared ReLU, QK-norm": together(ROTARY, RMS, RELU2, QK_NORM),
     "the same and value embeddings": together(ROTARY, RMS, RELU2, QK_NORM, VALUES),
+    "rotary, QK-norm, value embeddings": SMALL_BATCH,
     "rotary, QK-norm, value embeddings, batch 24": BEST,
     "the last and dropout 0.1": together(BEST, {"network": {"dropout": 0.1}}),
 }
