@@ -48,6 +48,7 @@ class Server:
             "engine": "embedded",
             "exports": exports,
             "allow-foreign": "true",
+            "allow-ops": "WriteFile,MatchingFiles",  # of the model that waits for a file
             "port": self.grpc_port,
             "rest_api_port": self.port,
             "file_system_poll_wait_seconds": 0.1,
