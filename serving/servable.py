@@ -142,6 +142,9 @@ class Servable:
                 [],
                 None,
             )
+        except UnicodeDecodeError as error:
+            # An error whose text quotes bytes of the request: TensorFlow fails to raise it.
+            raise invalid_argument(bytes(error.object).decode(errors="replace")) from error
         finally:
             if options is not None:
                 pywrap_tf_session.TF_DeleteBuffer(options)

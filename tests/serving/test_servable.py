@@ -176,6 +176,9 @@ def test_tensorflow_1_graphs_with_reference_variables_and_parsed_examples(tmp_pa
     single = loaded.run("single", {"inputs": np.array(example(x=6.0), object)})
     assert single["y"].tolist() == [5.0]
     assert loaded.signatures["regress_x_to_y"].method_name == "tensorflow/serving/regress"
+    with pytest.raises(ServingError, match="Could not parse example") as caught:
+        loaded.run("regress_x_to_y", {"inputs": strings(b"\xff quoted by the error")})
+    assert caught.value.code is Code.INVALID_ARGUMENT
     with pytest.raises(tf.errors.InvalidArgumentError, match="Could not parse example"):
         loaded.run("regress_x_to_y", {"inputs": strings(b"no example")})
     loaded.close()
