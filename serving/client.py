@@ -9,7 +9,10 @@ Every failure is a `ClientError` whose text is one sentence that ends in what to
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+import os
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -25,6 +28,7 @@ GENERATOR_INPUTS = frozenset({"prompt", "max_tokens", "temperature", "top_k", "t
 GENERATOR_OUTPUTS = frozenset({"text", "num_tokens", "finish_reason"})
 
 AVAILABLE = "AVAILABLE"
+API_KEY = "STEPWISE_API_KEY"
 
 
 class ClientError(Exception):
@@ -45,6 +49,10 @@ class ModelNotReady(ClientError):
 
 class InvalidRequest(ClientError):
     """The server refused the input; the text is the server's own."""
+
+
+class AccessDenied(ClientError):
+    """The server wants a key, or another one."""
 
 
 class ServerFailed(ClientError):
@@ -99,8 +107,11 @@ class ModelInfo:
 class Client:
     """Talks to one server. Threads may share an instance; connections are kept open between calls.
 
-    `timeout` is in seconds, for each of connecting, sending and waiting for the answer.
-    `transport` replaces the network in tests.
+    `timeout` is in seconds, for each of connecting, sending and waiting for the answer. `api_key`
+    is sent along; without one that of the variable STEPWISE_API_KEY is. A prediction that the server
+    turns away with 429 or 503 and a Retry-After is asked for again, up to `retries` times, after
+    that time and a little more by chance, unless the whole would take longer than `timeout`.
+    `transport` and `sleep` replace the network and the clock in tests.
     """
 
     def __init__(
@@ -108,7 +119,10 @@ class Client:
         url: str = "http://127.0.0.1:8501",
         *,
         timeout: float = 10.0,
+        api_key: str | None = None,
+        retries: int = 2,
         transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -116,10 +130,16 @@ class Client:
                 f"The server's address must look like http://127.0.0.1:8501. Received: {url!r}."
             )
         self.url = url.rstrip("/")
-        self.timeout = timeout
+        self.timeout, self.retries, self._sleep = timeout, retries, sleep
+        key = os.environ.get(API_KEY) if api_key is None else api_key
         # A proxy set for the browser must not swallow requests to this machine.
         is_local = parts.hostname in ("127.0.0.1", "localhost", "::1")
-        self._http = httpx.Client(transport=transport, timeout=timeout, trust_env=not is_local)
+        self._http = httpx.Client(
+            transport=transport,
+            timeout=timeout,
+            trust_env=not is_local,
+            headers={"x-api-key": key} if key else None,
+        )
 
     def __enter__(self) -> "Client":
         return self
@@ -284,13 +304,25 @@ class Client:
         if version is not None:
             path += f"/versions/{version}"
         content = json.dumps(body, default=_encode_bytes).encode()
-        response = self._request("POST", f"{path}:predict", content=content, timeout=timeout)
+        response = self._insist(f"{path}:predict", content, timeout)
         if response.status_code == 404:
             raise self._missing(model, version)
         answer = self._json(response)
         if answer_key not in answer:
             raise ServerFailed(_not_the_protocol(self.url, f"no {answer_key!r} in the answer"))
         return answer[answer_key]
+
+    def _insist(self, path: str, content: bytes, timeout: float | None) -> httpx.Response:
+        """POST, and again where the server says when: what it turned away it has not computed."""
+        left = self.timeout if timeout is None else timeout
+        for _ in range(self.retries):
+            response = self._request("POST", path, content=content, timeout=timeout)
+            wait = _retry_after(response)
+            if wait is None or wait > left:
+                return response
+            left -= wait
+            self._sleep(wait)
+        return self._request("POST", path, content=content, timeout=timeout)
 
     def _request(
         self,
@@ -335,6 +367,10 @@ class Client:
             return answer
         if not text:
             raise ServerFailed(_not_the_protocol(self.url, f"HTTP {code} without an error text"))
+        if code in (401, 403):
+            raise AccessDenied(
+                f"The server at {self.url} wants a key; set {API_KEY} to one that it knows: {text}"
+            )
         if code in (429, 503):
             raise ModelNotReady(f"The server at {self.url} is not ready, try again later: {text}")
         if code == 504:
@@ -372,6 +408,14 @@ class Client:
             f"The server at {self.url} has no {what}; check the name, or make an export with "
             "`python -m training`."
         )
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds to wait before the same request may succeed, up to a half more by chance."""
+    said = response.headers.get("retry-after", "")
+    if response.status_code not in (429, 503) or not said.isdecimal():
+        return None
+    return float(said) * (1 + random.random() / 2)  # else all come back at once
 
 
 def _encode_bytes(value: object) -> dict[str, str]:

@@ -10,6 +10,7 @@ import pytest
 from model import signatures
 from serving import client as client_module
 from serving.client import (
+    AccessDenied,
     Classification,
     Client,
     ClientError,
@@ -261,3 +262,62 @@ def test_not_a_number_and_bad_utf8_are_read(client):
     values = client.predict("mixed", [0.0, -1.0], signature_name="divide")
     assert values == [float("inf"), -1.0]
     assert client.predict("mixed", ["a"], signature_name="invalid_text") == ["a\ufffd"]
+
+
+def asked(*answers, **settings):
+    """What a prediction gives, how long was slept, and the headers of the last request."""
+    left, slept, headers = list(answers), [], []
+
+    def answer(request):
+        headers.append(request.headers)
+        status, more = left.pop(0)
+        body = {"predictions": [1]} if status == 200 else {"error": "busy"}
+        return httpx.Response(status, json=body, headers=more)
+
+    client = Client(transport=httpx.MockTransport(answer), sleep=slept.append, **settings)
+    try:
+        found = client.predict("m", [1])
+    except ClientError as error:
+        found = error
+    return found, slept, headers[-1]
+
+
+BUSY = (429, {"retry-after": "2"})
+
+
+def test_a_busy_server_is_asked_again_when_it_says():
+    found, slept, _ = asked(BUSY, (503, {"retry-after": "1"}), (200, {}))
+    assert found == [1]
+    assert 2 <= slept[0] <= 3 and 1 <= slept[1] <= 1.5
+
+
+@pytest.mark.parametrize(
+    ("answers", "settings"),
+    [
+        ([BUSY] * 3, {}),  # two retries
+        ([BUSY], {"retries": 0}),
+        ([(429, {"retry-after": "60"})], {}),  # longer than the caller would wait
+        ([(503, {})], {}),  # does not say when: it may have begun to compute
+        ([BUSY, BUSY], {"timeout": 3.5}),  # the second wait would be too long
+    ],
+)
+def test_it_is_asked_no_more_often_than_that(answers, settings):
+    found, slept, _ = asked(*answers, **settings)
+    assert isinstance(found, ModelNotReady)
+    assert len(slept) == len(answers) - 1
+
+
+def test_a_failure_is_not_asked_for_again():
+    found, slept, _ = asked((500, {"retry-after": "1"}))
+    assert isinstance(found, ServerFailed) and not slept
+
+
+def test_a_key_is_sent_along(monkeypatch):
+    monkeypatch.delenv("STEPWISE_API_KEY", raising=False)
+    assert "x-api-key" not in asked((200, {}))[2]
+    assert asked((200, {}), api_key="given")[2]["x-api-key"] == "given"
+    monkeypatch.setenv("STEPWISE_API_KEY", "of-the-environment")
+    assert asked((200, {}))[2]["x-api-key"] == "of-the-environment"
+    for status in (401, 403):
+        found = asked((status, {}))[0]
+        assert isinstance(found, AccessDenied) and "STEPWISE_API_KEY" in str(found)
