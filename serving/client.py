@@ -108,9 +108,9 @@ class Client:
     """Talks to one server. Threads may share an instance; connections are kept open between calls.
 
     `timeout` is in seconds, for each of connecting, sending and waiting for the answer. `api_key`
-    is sent along; without one that of the variable STEPWISE_API_KEY is. A prediction that the server
-    turns away with 429 or 503 and a Retry-After is asked for again, up to `retries` times, after
-    that time and a little more by chance, unless the whole would take longer than `timeout`.
+    is sent along; without one that of the variable STEPWISE_API_KEY is. A prediction that the
+    server turns away with 429 or 503 and a Retry-After is asked for again, up to `retries` times,
+    after that time and a little more by chance, unless all would take longer than `timeout`.
     `transport` and `sleep` replace the network and the clock in tests.
     """
 
