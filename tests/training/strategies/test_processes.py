@@ -57,8 +57,10 @@ def test_two_processes_are_two_simulated_workers(tmp_path):
     path = simulated.run(8)
     assert np.abs(path[-1] - path[0]).max() > 0.01
     for worker in workers:
-        np.testing.assert_array_equal(worker["path"], path)
-        np.testing.assert_array_equal(worker["evaluated"], simulated.evaluated())
+        # Within a rounding: what ran before in this process may have asked TensorFlow for
+        # deterministic operations, which are others, and the workers are processes of their own.
+        np.testing.assert_allclose(worker["path"], path, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(worker["evaluated"], simulated.evaluated(), rtol=1e-5)
         np.testing.assert_array_equal(worker["numbers"], [10.0, 11.0])
         drift = simulated.rule.diagnostics()["worker_drift"]
         np.testing.assert_allclose(worker["drift"], drift, rtol=1e-6)
