@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import streamlit as st
 
 from serving.client import (
+    AccessDenied,
     Classification,
     Client,
     ClientError,
@@ -41,6 +42,7 @@ _CLIENT_ERRORS = (
     ServerUnreachable,
     ModelNotFound,
     ModelNotReady,
+    AccessDenied,
     InvalidRequest,
     RequestTimedOut,
     ServerFailed,

@@ -186,6 +186,10 @@ TEXTS: dict[str, dict[str, str]] = {
         "what it is doing.",
         "zh": "模型 {model} 还没有就绪。请过几秒再试；“服务器状态”页面会显示它的进展。",
     },
+    "error.AccessDenied": {
+        "en": "The server at {url} wants a key. Start the pages with STEPWISE_API_KEY set to one.",
+        "zh": "{url} 上的服务器需要密钥。请设置环境变量 STEPWISE_API_KEY 后再启动页面。",
+    },
     "error.InvalidRequest": {
         "en": "The server refused this input. Change the text or the settings and try again.",
         "zh": "服务器拒绝了这次输入。请修改文本或设置后再试。",
