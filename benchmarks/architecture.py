@@ -2,9 +2,10 @@
 
 Starts from nanoGPT's network for a CPU (benchmarks/language_model.py, the recipe
 `shakespeare_nanogpt`, moved by Muon) and changes one thing at a time; then all that are told apart
-by --variants. First every variant's update is timed, in turns; then each takes as many updates as
-fit into --seconds, with its schedule of that length, and all are judged on the same windows of 64
-characters of the validation text. Prints machine, versions, command and a Markdown table.
+by --variants. First every variant is timed, in turns, over short runs with its whole schedule,
+as rows that grow longer cost more at the end; then each takes as many updates as fit into
+--seconds, with its schedule of that length, and all are judged on the same windows of 64 characters
+of the validation text. Prints machine, versions, command and a Markdown table.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ VALUES = {"network": {"value_embeddings": True, "inner_width": 480}}  # as many 
 FURTHER = {"network": {"further_tokens": 1, "num_layers": 3}}  # as many weights
 BATCH_24 = {"sizes": {"batch": 24}}
 BATCH_48 = {"sizes": {"batch": 48}}
+# Sequence-length warm-up: rows of 16 characters at first, of all 64 from the middle on.
+LONGER = {"settings": {"max_tokens": "linear(16, 112)"}}
 
 
 def together(*parts: dict) -> dict:
@@ -59,6 +62,8 @@ VARIANTS = {
     "a further token": FURTHER,
     "batch 24": BATCH_24,
     "batch 48": BATCH_48,
+    "rows that grow longer": LONGER,
+    "rows that grow longer, batch 24": together(LONGER, BATCH_24),
     "rate 0.01": {"rate": 0.01},
     "rate 0.04": {"rate": 0.04},
     "rotary, RMSNorm, squared ReLU, QK-norm": together(ROTARY, RMS, RELU2, QK_NORM),
@@ -77,17 +82,18 @@ def start(changes: dict, updates: int, threads: str) -> Process:
 
 
 def seconds_of_an_update(names: list[str], threads: str) -> dict[str, float]:
-    """Medians of blocks in turns; two processes are never at work at once."""
-    started = {name: start(VARIANTS[name], 10_000, threads) for name in names}
+    """Means over short runs of their own, in turns; two processes are never at work at once."""
+    block, blocks = 32, 6
+    started = {name: start(VARIANTS[name], (1 + blocks) * block, threads) for name in names}
     found: dict[str, list[float]] = {name: [] for name in names}
     for process in started.values():
-        process.ask(do="updates", count=32)  # traces
-    for _ in range(5):
+        process.ask(do="updates", count=block)  # traces
+    for _ in range(blocks):
         for name, process in started.items():
-            found[name].append(process.ask(do="updates", count=32)["seconds"] / 32)
+            found[name].append(process.ask(do="updates", count=block)["seconds"] / block)
     for process in started.values():
         process.close()
-    return {name: statistics.median(times) for name, times in found.items()}
+    return {name: statistics.mean(times) for name, times in found.items()}
 
 
 def main() -> None:
@@ -108,16 +114,17 @@ def main() -> None:
         times = seconds_of_an_update(options.variants, options.threads)
         if options.times:
             options.times.write_text(json.dumps(times))
-    print("\n| variant | weights | ms an update | updates | loss, nats a character |")
-    print("|---|---|---|---|---|", flush=True)
+    print("\n| variant | weights | ms an update | updates | seconds | loss, nats a character |")
+    print("|---|---|---|---|---|---|", flush=True)
     for name in options.variants:
         updates = int(options.seconds / times[name])
         process = start(VARIANTS[name], updates, options.threads)
-        process.ask(do="updates", count=updates)
+        seconds = process.ask(do="updates", count=updates)["seconds"]
         answer = process.ask(do="evaluate")
         process.close()
         print(
             f"| {name} | {answer['weights']:,} | {1000 * times[name]:.1f} | {updates} | "
+            f"{seconds:.0f} | "
             f"{answer['loss']:.3f} |",
             flush=True,
         )

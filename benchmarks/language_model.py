@@ -311,15 +311,18 @@ def loss(options, data: Path) -> None:
         options.torch_python,
         "small",
         data,
-        precision="float32",
+        precision=options.torch_precision,
         compiled=options.compile,
         updates=options.updates,
     )
+    if options.compile:
+        peer.ask(do="compile")
     seconds = peer.ask(do="updates", count=options.updates)["seconds"]
     goal = peer.ask(do="evaluate")["loss"]
     peer.close()
     print("\n| run | updates | seconds of training | loss |\n|---|---|---|---|")
-    print(f"| PyTorch, AdamW, float32 | {options.updates} | {seconds:.1f} | {goal:.3f} |")
+    how = f"{'compiled' if options.compile else 'eager'}, {options.torch_precision}"
+    print(f"| PyTorch, AdamW, {how} | {options.updates} | {seconds:.1f} | {goal:.3f} |")
     for share in options.shares:
         # Of the same seconds: first how many updates they hold, then a schedule of that length.
         trial = ours(
@@ -350,6 +353,9 @@ def main() -> None:
     parser.add_argument("--per-block", type=int, default=48, help="updates in a block")
     parser.add_argument("--updates", type=int, default=2_000, help="of PyTorch, for --part loss")
     parser.add_argument("--compile", action="store_true", help="PyTorch's loss run compiled")
+    parser.add_argument(
+        "--torch-precision", choices=("float32", "bfloat16"), default="float32", help="of that run"
+    )
     parser.add_argument("--shares", type=float, nargs="+", default=[0.33, 1.0])
     parser.add_argument("--precision", default="bfloat16_products")
     parser.add_argument("--threads", default=f"1x{os.cpu_count()}")

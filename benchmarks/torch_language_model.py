@@ -113,6 +113,15 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         self.done += 1
 
+    def compile(self):
+        """Its minute is not training: gradients of a batch that is drawn again, thrown away."""
+        before = self.generator.get_state()
+        tokens, targets = self.batch()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.is_bfloat16):
+            self.loss(tokens, targets).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.generator.set_state(before)
+
     def evaluate(self):
         """Nats a target over all windows, in float32."""
         with torch.no_grad():
@@ -141,6 +150,8 @@ def main():
                 training.update()
             answer["seconds"] = time.perf_counter() - wall
             answer["processor_seconds"] = time.process_time() - processor
+        elif order["do"] == "compile":
+            training.compile()
         elif order["do"] == "evaluate":
             answer["loss"] = training.evaluate()
         elif order["do"] == "weights":

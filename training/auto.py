@@ -68,7 +68,8 @@ def fit_auto(
     """Trains the candidates on `dataset` in `budget` seconds, keeps the best on validation.
 
     Which is best: the candidate, or the mean of several, with the least calibrated cross-entropy on
-    validation; the accuracy of so few texts would be more of a lottery. Returns the folder of the
+    validation; the accuracy of so few texts would be more of a lottery. The first candidate sees
+    every text at least once, however short the time. Returns the folder of the
     run and a line of a table for each that was tried; None when interrupted: the same call goes on.
     `change` is what the user sets in every candidate. With `refit` what is kept is trained once
     more on training and validation texts together (`training.refit`), for half of the time.
@@ -85,12 +86,22 @@ def fit_auto(
     for number, config in enumerate(tried.values()):
         # Bags take what they need of it and leave the rest to what comes after them.
         is_last = number == len(tried) - 1
-        fitted = within(config, left if is_last else left / 2, folder)
+        if members and left <= 0:
+            logger.info(f"{config.name} is left out: no time is left.")
+            continue
+        fitted = within(config, round(left if is_last else left / 2, 1), folder)
         left -= fitted.overhead
-        if members and fitted.passes < 1:
+        if fitted.passes < 1 and members:
             logger.info(f"{config.name} is left out: no time to see every text once.")
             continue
-        run, outcome = fit_run(fitted.config, folder / "members")
+        if fitted.passes < 1:
+            logger.warning(
+                f"{budget:g} s are too short for {config.name} to see every text once; it takes "
+                f"{fitted.of_a_pass:,} updates all the same, one pass over them."
+            )
+            whole = replace(fitted.config, max_updates=fitted.of_a_pass)
+            fitted = replace(fitted, config=whole)
+        run, outcome = fit_run(fitted.config, folder / "members", describe=not members)
         if outcome.reason == "interrupted":
             return None
         members.append(_member(fitted.config, run, data))
@@ -102,7 +113,7 @@ def fit_auto(
     if refit:
         for i, member in enumerate(chosen):
             again = refitted(member.config, member.folder)
-            kept[i], outcome = fit_run(again, folder / "members")
+            kept[i], outcome = fit_run(again, folder / "members", describe=not i)
             if outcome.reason == "interrupted":
                 return None
             seconds += read_json(kept[i] / RESULTS_FILE)["seconds"]

@@ -64,6 +64,7 @@ class Fitted:
 
     config: RunConfig
     passes: float  # over its texts, in the last stage
+    of_a_pass: int  # updates, in the last stage
     overhead: float  # seconds, of reading and tokenising
 
 
@@ -99,7 +100,8 @@ def within(config: RunConfig, seconds: float, runs: Path) -> Fitted:
             for stage, length in zip(config.earlier, earlier, strict=True)
         ),
     )
-    return Fitted(cut, last / found["updates_of_a_pass"], found["overhead"])
+    of_a_pass = found["updates_of_a_pass"]
+    return Fitted(cut, last / of_a_pass, of_a_pass, found["overhead"])
 
 
 def _lengths(timings: list[Timing], seconds: float) -> list[int]:

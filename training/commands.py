@@ -163,7 +163,7 @@ def fit_auto(options: argparse.Namespace) -> int:
         print("Stopped. The same command goes on.", file=sys.stderr)
         return INTERRUPTED
     folder, tried = found
-    print(f"\nOn the validation split, calibrated, in {budget:g} s:\n")
+    print(f"\nOn the validation split, calibrated (--budget {budget:g}s):\n")
     rows = [
         [
             line["candidate"],
@@ -440,8 +440,9 @@ def show_list(options: argparse.Namespace) -> int:
     }
     for title, entries in sections.items():
         print(title)
+        width = max(map(len, entries))
         for name, text in entries.items():
-            print(f"  {name:<22} {text}")
+            print(f"  {name:<{width}}  {text}")
         print()
     return 0
 

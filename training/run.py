@@ -55,11 +55,13 @@ def fit_run(
     *,
     replicas: Replicas | None = None,
     observe: Observe | None = None,
+    describe: bool = True,
 ) -> tuple[Path, Outcome]:
     """Trains `config` in its folder below `runs`, going on if it was begun, and evaluates it.
 
     Returns the folder and how training ended; `results.json` is written unless interrupted.
-    `observe` is told every evaluation of the last stage: (update, validation metrics).
+    `observe` is told every evaluation of the last stage: (update, validation metrics). `describe`
+    logs what is to be said of the data; False where an earlier run on the same said it.
 
     With `replicas` in several processes all call this at the same time, on one file system: the
     chief writes, the others read what it wrote; workers of `local_sgd` and `diloco` have besides
@@ -70,7 +72,7 @@ def fit_run(
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     data: Any = load_dataset(config.dataset, config.task, config.target)
-    if replicas.is_chief:
+    if replicas.is_chief and describe:
         # Of a corpus on disk only samples are here, and equal documents are on one side anyway.
         leaks = (
             ()

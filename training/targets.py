@@ -52,7 +52,10 @@ class ClassTarget:
         return _means(classification_loss, logits, labels, self.correct)
 
     def report(self, logits: np.ndarray, labels: np.ndarray, folder: Path) -> dict[str, Any]:
-        """Accuracy, macro F1 and a table by label; the confusion matrix as a PNG in `folder`."""
+        """Accuracy, macro F1 and a table by label; the confusion matrix as a PNG in `folder`.
+
+        Macro F1 is the mean over the labels that a text has or is given, as in scikit-learn.
+        """
         from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
         predicted, indices = logits.argmax(axis=1), range(len(self.label_names))
@@ -60,9 +63,10 @@ class ClassTarget:
             labels, predicted, labels=list(indices), zero_division=0.0
         )
         matrix = confusion_matrix(labels, predicted, labels=list(indices))
+        occurs = matrix.sum(axis=0) + matrix.sum(axis=1) > 0
         draw_confusion_matrix(matrix, self.label_names, folder / "confusion_matrix.png")
         return self.figures(logits, labels) | {
-            "macro_f1": float(f1.mean()),
+            "macro_f1": float(f1[occurs].mean()) if occurs.any() else 0.0,
             "num_examples": len(labels),
             "by_label": _by_label(self.label_names, precision, recall, f1, support),
             "confusion_matrix": matrix.tolist(),
@@ -118,14 +122,15 @@ class LabelsTarget:
     def figures(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Loss (nats a text), exact match, micro and macro F1; labels bool (B, K).
 
-        F1 is 0 where a label is neither had nor said.
+        Macro F1 is the mean over the labels that a text has or is given.
         """
         said = logits >= 0
         hits, wrong = (said & labels).sum(axis=0), (said != labels).sum(axis=0)
-        by_label = 2 * hits / np.maximum(2 * hits + wrong, 1)
+        occurs = 2 * hits + wrong > 0
+        by_label = 2 * hits[occurs] / (2 * hits + wrong)[occurs]
         return _means(multi_label_loss, logits, labels, self.correct) | {
             "micro_f1": float(2 * hits.sum() / max(2 * hits.sum() + wrong.sum(), 1)),
-            "macro_f1": float(by_label.mean()),
+            "macro_f1": float(by_label.mean()) if occurs.any() else 0.0,
         }
 
     def report(self, logits: np.ndarray, labels: np.ndarray, folder: Path) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """What a tokenizer or a network is made of: frozen, checked dataclasses, no TensorFlow.
 
 Every class checks itself on construction, so a wrong number is refused before anything heavy is
-imported. Names in a recipe, an override or a config.json are looked up in the tables below.
+imported. A class that stands in one of the two unions can be named in a recipe.
 """
 
 from __future__ import annotations
+
+from typing import get_args
 
 from model.config.classifiers import (
     BagOfNgramsConfig,
@@ -55,38 +57,14 @@ ModelConfig = (
     | ULMFiTLSTMConfig
     | TransformerEncoderConfig
     | TransformerDecoderConfig
+    | RecurrentLanguageModelConfig
     | PresetClassifierConfig
     | PresetGeneratorConfig
     | SkipGramConfig
     | CBOWConfig
     | GloVeConfig
-    | RecurrentLanguageModelConfig
 )
 
-TOKENIZER_CONFIGS: dict[str, type] = {
-    "word": WordTokenizerConfig,
-    "ngram": NgramTokenizerConfig,
-    "sentencepiece": SentencePieceTokenizerConfig,
-    "preset": PresetTokenizerConfig,
-    "character": CharacterTokenizerConfig,
-    "wordpiece": WordpieceTokenizerConfig,
-    "byte_bpe": ByteBPETokenizerConfig,
-    "bytes": BytesTokenizerConfig,
-}
-MODEL_CONFIGS: dict[str, type] = {
-    "bag_of_ngrams": BagOfNgramsConfig,
-    "text_cnn": TextCNNConfig,
-    "gated_convolution": GatedConvolutionConfig,
-    "dpcnn": DPCNNConfig,
-    "recurrent": RecurrentConfig,
-    "hierarchical": HierarchicalConfig,
-    "ulmfit_lstm": ULMFiTLSTMConfig,
-    "transformer_encoder": TransformerEncoderConfig,
-    "transformer_decoder": TransformerDecoderConfig,
-    "preset_classifier": PresetClassifierConfig,
-    "preset_generator": PresetGeneratorConfig,
-    "skip_gram": SkipGramConfig,
-    "cbow": CBOWConfig,
-    "glove": GloVeConfig,
-    "recurrent_language_model": RecurrentLanguageModelConfig,
-}
+# By the name that a recipe, an override or a config.json gives.
+TOKENIZER_CONFIGS: dict[str, type] = {kind.name: kind for kind in get_args(TokenizerConfig)}
+MODEL_CONFIGS: dict[str, type] = {kind.name: kind for kind in get_args(ModelConfig)}

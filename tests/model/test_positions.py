@@ -161,3 +161,47 @@ def test_a_repeated_text_is_read_the_same_wherever_it_begins(positions):
         empty = tf.zeros([1, 2, 505, 8])
         moved, _ = layer(x, tf.range(500, 505)[None, :], may_attend, (empty, empty))
     np.testing.assert_allclose(moved, first, atol=1e-3)
+
+
+def losses_near_and_far(positions):
+    """Nats a token within the 12 tokens trained on, and behind them to the 96th.
+
+    The text: each token follows from the two before it, so that distance is all a place must tell.
+    """
+
+    def texts(seed, rows, length):
+        x = np.zeros((rows, length + 1), np.int32)
+        x[:, :2] = np.random.default_rng(seed).integers(1, 8, size=(rows, 2))
+        for t in range(2, length + 1):
+            x[:, t] = (x[:, t - 1] + 2 * x[:, t - 2]) % 7 + 1
+        return x
+
+    sizes = SIZES | {"width": 32, "inner_width": 64}
+    config = TransformerDecoderConfig(**sizes, positions=positions, context_length=12)
+    model = build_model(config, 8, seed=0)
+
+    def nats(x):  # of what follows from something
+        logits = model(x[:, :-1])
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(x[:, 1:], logits)[:, 1:]
+
+    weights, optimizer = model.trainable_variables, tf.keras.optimizers.Adam(1e-2)
+    optimizer.build(weights)
+
+    @tf.function
+    def update(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(nats(x))
+        optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+
+    for seed in range(150):
+        update(texts(seed, 32, 12))
+    by_place = nats(texts(1_000, 64, 96)).numpy().mean(axis=0)
+    return by_place[:11].mean(), by_place[11:].mean()
+
+
+def test_what_alibi_learned_in_short_texts_holds_in_texts_eight_times_as_long():
+    """Press et al., 2022; sinusoidal positions, which do not extrapolate, do not."""
+    near, far = losses_near_and_far("alibi")
+    assert near < 0.5 and far < near + 0.2  # ln 7 = 1.9 for a guess
+    near, far = losses_near_and_far("sinusoidal")
+    assert near < 0.6 and far > near + 1

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from model import signatures
 from training.__main__ import main
-from training.auto import Member, choose, figures_of
+from training.auto import Member, choose, figures_of, fit_auto
 from training.budget import Timing, _lengths, parse_seconds, within
 from training.config import override
 from training.ensemble import Ensemble, softmax
@@ -141,6 +141,20 @@ def test_auto_trains_evaluates_predicts_and_exports_as_any_run(tmp_path, capsys,
     np.testing.assert_allclose(answer[signatures.SCORES], expected, atol=1e-5)
     assert main(["evaluate", str(folder), "--adapt", "tent"]) == 1
     assert "--adapt must be without an ensemble" in capsys.readouterr().err
+
+
+def test_without_time_the_first_candidate_sees_every_text_and_the_rest_are_left_out(
+    tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    dataset = dataclasses.replace(small().dataset, max_examples=96)
+    folder, tried = fit_auto(dataset, 0.01, tmp_path)
+    assert [line["candidate"] for line in tried] == ["idf"]
+    member = read_config(next((folder / "members").iterdir()))
+    assert tried[0]["updates"] == member.max_updates == -(-96 // member.batch_size)
+    assert "0.01 s are too short for idf to see every text once" in caplog.text
+    assert "naive_bayes is left out: no time" in caplog.text and " in -" not in caplog.text
+    assert caplog.text.count("training texts") <= 1
 
 
 def test_an_ensemble_is_the_mean_of_its_members_at_their_temperatures(tmp_path):

@@ -92,6 +92,20 @@ def test_weights_multiply_the_nats_and_leave_counts_alone():
     assert {**found, "loss_sum": 0} == {**plain, "loss_sum": 0}
 
 
+def test_macro_f1_is_of_the_labels_that_occur(tmp_path):
+    """As scikit-learn has it where it is not told which labels there are."""
+    from sklearn.metrics import f1_score
+
+    labels, target = np.array([0, 0, 1, 1], np.int32), build_target("class", NAMES)
+    logits = np.eye(3, dtype=np.float32)[[0, 1, 1, 1]]
+    wanted = f1_score(labels, logits.argmax(axis=1), average="macro")
+    assert target.report(logits, labels, tmp_path)["macro_f1"] == pytest.approx(wanted)
+    several, target = np.array([[True, False, False]] * 2), build_target("labels", NAMES)
+    assert target.figures(np.array([[9.0, -9, -9], [-9, -9, -9]]), several)[
+        "macro_f1"
+    ] == pytest.approx(2 / 3)
+
+
 @pytest.mark.parametrize("strategy", ["accumulate(sgd, 4)", "accumulate(sgd, 40)"])
 def test_weights_are_exact_under_accumulation(strategy):
     """Pieces of one row each too: a mean over weights would forget the weight of such a piece."""

@@ -304,7 +304,10 @@ def _labels_of(value: Any) -> Any:
     """Several labels: a text, which a separator divides, or where a format has lists, a list."""
     if isinstance(value, list | tuple | np.ndarray):
         return [label for label in map(_label_of, value) if label]
-    return _label_of(value)
+    text = _label_of(value)
+    if not text:  # forgotten, or none of them? Only the user knows
+        raise ValueError("no label; a text that has none says so by the separator alone")
+    return text
 
 
 def _number_of(value: Any) -> Any:

@@ -30,6 +30,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "newsgroups": topics.newsgroups,
     "stories": generation.stories,
     "shakespeare": generation.shakespeare,
+    "shakespeare_lstm": generation.shakespeare_lstm,
     "shakespeare_nanogpt": generation.shakespeare_nanogpt,
     "tang_poems": generation.tang_poems,
     "sentiment_ulmfit": stages.sentiment_ulmfit,

@@ -1,6 +1,10 @@
 """What comes next: recipes for texts that are written on."""
 
-from model.config import SentencePieceTokenizerConfig, TransformerDecoderConfig
+from model.config import (
+    RecurrentLanguageModelConfig,
+    SentencePieceTokenizerConfig,
+    TransformerDecoderConfig,
+)
 from training.config import OptimizerConfig, RunConfig
 from training.datasets.config import DatasetConfig
 
@@ -32,6 +36,23 @@ def shakespeare() -> RunConfig:
         model=TransformerDecoderConfig(context_length=128, dropout=0.0),
         optimizer=OptimizerConfig(
             peak_learning_rate=3e-3, schedule="cosine(end=0.1, warmup=100)", weight_decay=0.1
+        ),
+        batch_size=16,
+        epochs=5,
+        evaluate_every=500,
+        patience=0,
+    )
+
+
+def shakespeare_lstm() -> RunConfig:
+    """Tiny Shakespeare, character by character, by two LSTM layers."""
+    return RunConfig(
+        name="shakespeare_lstm",
+        dataset=DatasetConfig(name="tinyshakespeare"),
+        tokenizer=SentencePieceTokenizerConfig(model_type="char", vocabulary_size=100),
+        model=RecurrentLanguageModelConfig(units=256, context_length=128, dropout=0.0),
+        optimizer=OptimizerConfig(
+            peak_learning_rate=5e-3, schedule="cosine(end=0.1, warmup=100)", weight_decay=0.01
         ),
         batch_size=16,
         epochs=5,

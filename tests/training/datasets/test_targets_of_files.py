@@ -78,6 +78,16 @@ def test_labels_of_which_a_text_has_several_are_in_every_part(write):
         assert split.labels.any(axis=0).all()
 
 
+def test_an_empty_cell_is_a_label_forgotten_and_a_lone_separator_none_of_them(write):
+    data = load(write(["text,label", *(f"text {i},a|b" for i in range(30)), "x,", "y,|"]), "labels")
+    splits = (data.train, data.validation, data.test)
+    assert [s.labels[s.texts.index("y")].any() for s in splits if "y" in s.texts] == [False]
+    assert not any("x" in split.texts for split in splits)
+    assert "line 32: no label; a text that has none says so by the separator alone" in str(
+        data.notes
+    )
+
+
 def test_a_label_that_training_does_not_know_is_refused(write):
     path = write(["text,label", "one,a|z", "two,b"])
     with pytest.raises(DatasetError, match="labels that training does not know: 'z'. Known: 'a'"):
