@@ -75,17 +75,18 @@ def inputs_from_json(body: Mapping[str, Any], dtypes: Mapping[str, int]) -> tupl
             "keys to exist "
         )
     if "instances" in body:
-        return _from_rows(body["instances"], dtypes), True
+        return _from_rows(body, dtypes), True
     if "inputs" in body:
         return _from_columns(body["inputs"], dtypes), False
     raise invalid_argument("Missing 'inputs' or 'instances' key")
 
 
-def _from_rows(rows: Any, dtypes: Mapping[str, int]) -> Arrays:
+def _from_rows(body: Mapping[str, Any], dtypes: Mapping[str, int]) -> Arrays:
+    rows = body["instances"]
     if not isinstance(rows, list):
-        raise invalid_argument(f"{shown(rows)} Expecting 'instances' to be an list/array")
+        raise invalid_argument(f"{shown(body)} Expecting 'instances' to be an list/array")
     if not rows:
-        raise invalid_argument(f"{shown(rows)} No values in 'instances' array")
+        raise invalid_argument(f"{shown(body)} No values in 'instances' array")
     try:
         if _is_object(rows[0]):
             if all(type(row) is dict and row.keys() == dtypes.keys() for row in rows):

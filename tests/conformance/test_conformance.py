@@ -5,19 +5,31 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 
+from serving import flags, metrics, model_configs, servable
+from serving.config import ServerConfig
+from serving.door import Door
+from serving.grpc_server import GrpcServer
+from serving.http_protocol import protocol_with
+from serving.remote import RemoteRepository
+from serving.repository import Repository
+from serving.rest import create_app
+from serving.service import Service
 from tests.conformance import models
-from tests.conformance.cases import GRPC, REST
-from tests.conformance.run import differences
+from tests.conformance.case import ERRORS
+from tests.conformance.run import GRPC, REST, ask, table
 
 STOCK = shutil.which("tensorflow_model_server")
-LABELS = "--allow_version_labels_for_unavailable_models"
+SWITCHES = ("cors", "metrics")
 
 
 def free_ports() -> tuple[int, int]:
@@ -28,11 +40,11 @@ def free_ports() -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def serving(*command: str) -> Iterator[tuple[str, str]]:
+def process(*command: str) -> Iterator[tuple[str, str]]:
     """REST URL and gRPC address of a server in a process of its own, once it is ready."""
     grpc_port, rest_port = free_ports()
     ports = [f"--port={grpc_port}", f"--rest_api_port={rest_port}"]
-    with subprocess.Popen([*command, *ports]) as process:
+    with subprocess.Popen([*command, *ports]) as running:
         try:
             url = f"http://127.0.0.1:{rest_port}"
             deadline = time.monotonic() + 60
@@ -40,51 +52,121 @@ def serving(*command: str) -> Iterator[tuple[str, str]]:
                 with contextlib.suppress(httpx.TransportError):
                     if httpx.get(f"{url}/v1/models/types", trust_env=False).status_code == 200:
                         break
-                assert process.poll() is None, "the server has ended"
+                assert running.poll() is None, "the server has ended"
                 assert time.monotonic() < deadline, "the server is not ready within 60 s"
                 time.sleep(0.05)
             yield url, f"127.0.0.1:{grpc_port}"
         finally:
-            process.terminate()
+            running.terminate()
+
+
+@contextlib.contextmanager
+def in_this_process(config: ServerConfig) -> Iterator[tuple[str, str]]:
+    """The same layers as `serving.server` puts together, without a process and its start."""
+    grpc_port, rest_port = free_ports()
+    config = replace(config, port=grpc_port)
+    repository = (
+        RemoteRepository(config)
+        if config.engine == "remote"
+        else Repository(config, servable.loader(config))
+    )
+    repository.start()
+    repository.wait_until_available()
+    service = Service(repository)
+    grpc_server = GrpcServer(service, config)
+    grpc_server.start("127.0.0.1")
+    app = create_app(service, metrics.page_path(config.monitoring_config_file), config)
+    http_server = uvicorn.Server(
+        uvicorn.Config(
+            Door(app, service, config),
+            port=rest_port,
+            http=protocol_with(config.header_timeout_seconds),
+            lifespan="off",
+            log_config=None,
+        )
+    )
+    thread = threading.Thread(target=http_server.run)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not http_server.started:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        yield f"http://127.0.0.1:{rest_port}", f"127.0.0.1:{grpc_port}"
+    finally:
+        http_server.should_exit = True
+        thread.join()
+        grpc_server.stop(0)
+        service.close()
+        assert repository.stop(10)
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.write(tmp_path_factory.mktemp("conformance"))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("conformance").resolve()
+    models.write(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def embedded(config: Path) -> Iterator[tuple[str, str]]:
+def embedded(folder: Path) -> Iterator[tuple[str, str]]:
     ours = [sys.executable, "-m", "serving", "--engine=embedded", "--allow-foreign"]
-    with serving(*ours, f"--model_config_file={config}", LABELS) as addresses:
+    with process(*ours, *models.flags(folder, *SWITCHES)) as addresses:
         yield addresses
 
 
-def test_there_are_enough_cases():
-    assert len(REST) + len(GRPC) >= 150
+def check(addresses: tuple[str, str], folder: Path, *features: str) -> None:
+    found = [answer for address in addresses for answer in ask(address, features, str(folder))]
+    assert len(found) >= 300
+    assert all(answer.is_as_expected for answer in found), table(found)
 
 
-def test_the_embedded_server_conforms(embedded):
-    assert differences(*embedded) == []
+def test_every_error_of_the_table_has_a_case_with_its_exact_text():
+    # The last part of a graph's own error is the graph's.
+    exact = {
+        row
+        for case in REST + GRPC
+        for row in case.rows
+        if isinstance(case.answer, str) or case.answer.pattern.endswith(("$", r"\}\}"))
+    }
+    assert exact == set(ERRORS)
 
 
-def test_the_remote_engine_conforms_over_the_embedded_one(embedded):
-    names = "--models=half_plus_two,examples,mixed,types"
-    ours = [sys.executable, "-m", "serving", "--engine=remote", f"--backend={embedded[1]}"]
-    with serving(*ours, names) as addresses:
-        assert differences(*addresses) == []
+def test_the_document_tells_how_many_there_are():
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    assert f"\n{len(REST) + len(GRPC)} requests, REST and gRPC" in text
 
 
-def test_another_server_is_told_apart(embedded, monkeypatch):
-    rest = [("GET", "/v1/models/nobody", None, 404, "Another text")]
-    grpc = [("GetModelStatus", {"name": "half_plus_two"}, "OK", {"states": [[3, 30]]})]
-    monkeypatch.setattr("tests.conformance.run.REST", rest)
-    monkeypatch.setattr("tests.conformance.run.GRPC", grpc)
-    assert len(differences(*embedded)) == 2
+def test_the_embedded_server_conforms(embedded, folder):
+    check(embedded, folder, *SWITCHES)
+
+
+def test_the_remote_engine_conforms_over_the_embedded_one(embedded, folder):
+    config = ServerConfig(engine="remote", backend=embedded[1], only_models=models.MODELS)
+    with in_this_process(config) as addresses:
+        check(addresses, folder)
+
+
+def test_the_embedded_server_conforms_when_it_batches(folder):
+    given = ["--allow-foreign", *models.flags(folder, "batching")]
+    config = flags.parse(given).config
+    config = replace(config, models=model_configs.current_models(config))
+    with in_this_process(config) as addresses:
+        check(addresses, folder, "batching")
+
+
+def test_another_server_is_told_apart(embedded):
+    """Without what it was not started with, each is seen to be missing."""
+    found = table(a for address in embedded for a in ask(address, ["cors", "batching"]))
+    assert "expected 400 Task size 9 is larger than maximum input batch size 8" in found
+    assert "GET /monitoring/prometheus/metrics\n    expected 404" in found
+    lines = found.splitlines()
+    assert len([line for line in lines if line.startswith("    received ")]) >= 6
+    assert not lines[-1].endswith(", 0 differences")
 
 
 @pytest.mark.skipif(STOCK is None, reason="no tensorflow_model_server on the PATH")
-def test_the_stock_server_conforms(config):
+def test_the_stock_server_conforms(folder):
     assert STOCK is not None
-    with serving(STOCK, f"--model_config_file={config}", LABELS) as addresses:
-        assert differences(*addresses) == []
+    with process(STOCK, *models.flags(folder, *SWITCHES)) as addresses:
+        check(addresses, folder, *SWITCHES)

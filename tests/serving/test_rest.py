@@ -230,9 +230,11 @@ CASES = {
         VALUE + '{\n    "inputs": 1,\n    "instances": 2\n} Not formatted correctly expecting only '
         "one of 'inputs' or 'instances' keys to exist "),
     "instances is no list": ("mixed", {"instances": 5}, 400,
-                             VALUE + "5 Expecting 'instances' to be an list/array"),
+                             VALUE + '{\n    "instances": 5\n} '
+                             "Expecting 'instances' to be an list/array"),
     "instances is empty": ("mixed", {"instances": []}, 400,
-                           VALUE + "[] No values in 'instances' array"),
+                           VALUE + '{\n    "instances": []\n} '
+                           "No values in 'instances' array"),
     "plain rows for several inputs": (
         "mixed", {"instances": [1]}, 400,
         "instances is a plain list, but expecting list of objects as multiple input tensors "
