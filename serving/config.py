@@ -165,6 +165,16 @@ class ServerConfig:
     allow_ops: tuple[str, ...] = _option((), "ops that the gate refuses and you trust: A,B")
     engine: str = _option("auto", "what answers")
     backend: str = _option("", "HOST:PORT of the stock server's gRPC, for --engine remote")
+    backend_ca: Path | None = _option(
+        None, "PEM roots that the backend's certificate is checked by; with it the channel is TLS"
+    )
+    backend_certificate: Path | None = _option(
+        None, "PEM chain of ours, for a backend that verifies its clients"
+    )
+    backend_certificate_key: Path | None = _option(None, "its private key")
+    backend_api_key_file: Path | None = _option(
+        None, "holds the key that the backend asks for, or STEPWISE_BACKEND_API_KEY"
+    )
 
     # ---------------------------------------------------- who may ask
     host: str = _option("127.0.0.1", "address")

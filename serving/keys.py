@@ -27,8 +27,8 @@ class Keys:
     def from_config(cls, config: ServerConfig) -> "Keys":
         """Keys of the two files and the two variables. Raises ConfigError for unusable ones."""
         return cls(
-            _read("--api-keys-file", config.api_keys_file, API_KEYS),
-            _read("--admin-keys-file", config.admin_keys_file, ADMIN_KEYS),
+            read_keys("--api-keys-file", config.api_keys_file, API_KEYS),
+            read_keys("--admin-keys-file", config.admin_keys_file, ADMIN_KEYS),
         )
 
     @property
@@ -65,7 +65,8 @@ class Keys:
         return given.hex()[:8]
 
 
-def _read(flag: str, path: Path | None, variable: str) -> list[str]:
+def read_keys(flag: str, path: Path | None, variable: str) -> list[str]:
+    """Those of a variable and, a line each, of a file. Raises ConfigError for unusable ones."""
     words = os.environ.get(variable, "").replace(",", " ").split()
     if path is not None:
         try:

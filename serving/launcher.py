@@ -44,8 +44,11 @@ def launch(config: ServerConfig) -> int:
     own = _own_options(config)
     engine, reason = choose_engine(config.engine, own)
     log.info("Engine: %s (%s)", engine, reason)
-    if config.backend and engine != "remote":
-        raise ConfigError("--backend is for --engine remote; add that, or leave it out")
+    for_backend = [flag for flag in own if flag.startswith("--backend")]
+    if for_backend and engine != "remote":
+        raise ConfigError(
+            f"{', '.join(for_backend)} is for --engine remote; add that, or leave it out"
+        )
     if engine in ("binary", "docker") and own:
         raise ConfigError(
             f"{', '.join(own)} would have no effect: {BINARY} knows nothing like it; leave it out, "
@@ -83,7 +86,7 @@ def check_exposure(config: ServerConfig, engine: str) -> None:
         raise ConfigError("--tls-certificate and --tls-key go together; give both")
     if engine == "binary" or config.insecure or _is_loopback(config.host):
         return
-    if engine == "embedded" and Keys.from_config(config).are_asked_for:
+    if engine in ("embedded", "remote") and Keys.from_config(config).are_asked_for:
         return
     raise ConfigError(
         f"--host={config.host} lets other machines in, and no key is asked of them; give keys by "
@@ -105,6 +108,10 @@ def _check_backend(config: ServerConfig) -> None:
             "--engine remote needs --backend HOST:PORT, the gRPC of a running server. "
             f"Received: {config.backend!r}"
         )
+    if bool(config.backend_certificate) != bool(config.backend_certificate_key):
+        raise ConfigError("--backend-certificate and --backend-certificate-key go together")
+    if config.backend_certificate and not config.backend_ca:
+        raise ConfigError("--backend-certificate needs --backend-ca, or nothing is encrypted")
     if not (config.only_models or model_configs.current_models(config)):
         raise ConfigError(
             "--engine remote needs the names of the backend's models: give --models A,B, "

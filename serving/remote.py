@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -27,11 +28,13 @@ from tensorflow_serving.apis import (
 from model.signatures import SERVING_DEFAULT
 from serving import model_configs
 from serving.codec import Arrays, tensor_from_proto, tensor_to_proto
-from serving.config import ModelConfig, ServerConfig
+from serving.config import ConfigError, ModelConfig, ServerConfig
 from serving.errors import BY_NUMBER, Code, ServingError
+from serving.keys import read_keys
 from serving.repository import Readiness, State
 from serving.timing import Timing
 
+BACKEND_KEY = "STEPWISE_BACKEND_API_KEY"
 SIGNATURE_SECONDS = 1.0  # how long signatures are believed; a swap is polled for as often
 STATUS_TIMEOUT_SECONDS = 5.0  # for what does not compute
 POLL_SECONDS = 0.2  # while waiting for the first models
@@ -91,7 +94,8 @@ class RemoteServable:
 class RemoteRepository:
     """What `serving.repository.Repository` gives the front ends, over the gRPC of `backend`.
 
-    `config.backend` is HOST:PORT. Readers may come from any thread.
+    `config.backend` is HOST:PORT. Readers may come from any thread. Raises ConfigError for a key or
+    certificates that cannot be used.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -101,8 +105,9 @@ class RemoteRepository:
         self._known: dict[Target, _Signatures] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-        self._channel = grpc.insecure_channel(config.backend, unlimited)
+        keys = read_keys("--backend-api-key-file", config.backend_api_key_file, BACKEND_KEY)
+        self._metadata = [("authorization", f"Bearer {key}") for key in keys[:1]]
+        self._channel = _channel(config)
         self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._model = model_service_pb2_grpc.ModelServiceStub(self._channel)
 
@@ -132,7 +137,9 @@ class RemoteRepository:
             model_spec=_spec(target), metadata_field=["signature_def"]
         )
         try:
-            response = _call(self._prediction.GetModelMetadata, request, STATUS_TIMEOUT_SECONDS)
+            response = self._call(
+                self._prediction.GetModelMetadata, request, STATUS_TIMEOUT_SECONDS
+            )
         except ServingError:
             self.forget(target)
             raise
@@ -155,7 +162,7 @@ class RemoteRepository:
         limit = min(limits, default=None)
         if limit is not None and limit <= 0:
             raise ServingError(Code.DEADLINE_EXCEEDED, "The deadline was over before the call.")
-        return _call(self._prediction.Predict, request, limit)
+        return self._call(self._prediction.Predict, request, limit)
 
     def statuses(
         self, name: str, version: int | None = None
@@ -164,7 +171,7 @@ class RemoteRepository:
         request = get_model_status_pb2.GetModelStatusRequest(
             model_spec=_spec((name, version, None))
         )
-        response = _call(self._model.GetModelStatus, request, STATUS_TIMEOUT_SECONDS)
+        response = self._call(self._model.GetModelStatus, request, STATUS_TIMEOUT_SECONDS)
         found: list[tuple[int, State, ServingError | None]] = []
         for entry in response.model_version_status:
             code = BY_NUMBER.get(entry.status.error_code, Code.UNKNOWN)
@@ -206,7 +213,7 @@ class RemoteRepository:
         if models is None:
             raise model_configs.NO_LIST
         request = model_management_pb2.ReloadConfigRequest(config=model_configs.to_proto(models))
-        response = _call(self._model.HandleReloadConfigRequest, request, timeout)
+        response = self._call(self._model.HandleReloadConfigRequest, request, timeout)
         if response.status.error_code:
             code = BY_NUMBER.get(response.status.error_code, Code.UNKNOWN)
             raise ServingError(code, response.status.error_message)
@@ -214,6 +221,14 @@ class RemoteRepository:
             self._names = {model.name for model in models}
             self._labels = {model.name: dict(model.labels) for model in models}
             self._known.clear()
+
+    def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
+        try:
+            return method(request, timeout=timeout, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise ServingError(Code[error.code().name], error.details() or "") from error
+        except ValueError as error:  # the channel was closed by `stop`
+            raise ServingError(Code.UNAVAILABLE, "The server is shutting down.") from error
 
     def wait_until_available(self) -> None:
         """Returns when the backend serves every model; for as long as that takes.
@@ -243,10 +258,24 @@ def _spec(target: Target, signature_name: str = "") -> model_pb2.ModelSpec:
     return spec
 
 
-def _call(method: Any, request: Any, timeout: float | None) -> Any:
+def _channel(config: ServerConfig) -> grpc.Channel:
+    unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    if not config.backend_ca:
+        return grpc.insecure_channel(config.backend, unlimited)
+    roots, key, chain = (
+        _pem(flag, path)
+        for flag, path in (
+            ("--backend-ca", config.backend_ca),
+            ("--backend-certificate-key", config.backend_certificate_key),
+            ("--backend-certificate", config.backend_certificate),
+        )
+    )
+    credentials = grpc.ssl_channel_credentials(roots, key, chain)
+    return grpc.secure_channel(config.backend, credentials, unlimited)
+
+
+def _pem(flag: str, path: Path | None) -> bytes | None:
     try:
-        return method(request, timeout=timeout)
-    except grpc.RpcError as error:
-        raise ServingError(Code[error.code().name], error.details() or "") from error
-    except ValueError as error:  # the channel was closed by `stop`
-        raise ServingError(Code.UNAVAILABLE, "The server is shutting down.") from error
+        return path.read_bytes() if path else None
+    except OSError as error:
+        raise ConfigError(f"{flag} {path} cannot be read: {error}") from error

@@ -290,6 +290,9 @@ def test_other_machines_are_let_in_with_keys_only(monkeypatch):
         check_exposure(ServerConfig(host=host), "embedded")
     check_exposure(ServerConfig(host="0.0.0.0", insecure=True), "embedded")
     monkeypatch.setenv(API_KEYS, KEY)
-    check_exposure(open_to_all, "embedded")
+    for engine in ("embedded", "remote"):
+        check_exposure(open_to_all, engine)
+    with pytest.raises(ConfigError, match="--insecure"):
+        check_exposure(open_to_all, "docker")
     with pytest.raises(ConfigError, match="go together"):
         check_exposure(ServerConfig(tls_key="key.pem"), "embedded")

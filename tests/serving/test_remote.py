@@ -2,15 +2,18 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import trustme
 from starlette.testclient import TestClient
 from toy_exports import example
 
 from serving import inference
 from serving.config import ConfigError, ModelConfig, ServerConfig
 from serving.errors import Code, ServingError
+from serving.grpc_server import GrpcServer
 from serving.launcher import launch
 from serving.remote import RemoteRepository
 from serving.repository import State
@@ -129,12 +132,76 @@ def test_a_backend_that_does_not_answer_is_unavailable(free_port):
     gone.stop()
 
 
+def test_tls_and_a_key_for_a_backend_that_asks_for_them(
+    repository, tmp_path, free_port, monkeypatch
+):
+    authority = trustme.CA()
+    server, client = authority.issue_cert("localhost"), authority.issue_cert("client")
+    texts = {
+        "server_key": server.private_key_pem,
+        "server_cert": server.cert_chain_pems[0],
+        "custom_ca": authority.cert_pem,
+    }
+    ssl_config = tmp_path / "ssl.config"
+    lines = [f"{name}: {json.dumps(pem.bytes().decode())}" for name, pem in texts.items()]
+    ssl_config.write_text("\n".join([*lines, "client_verify: true"]))
+    ca, certificate, key, api_key = (
+        tmp_path / name for name in ("ca", "certificate", "key", "api")
+    )
+    authority.cert_pem.write_to_path(ca)
+    client.cert_chain_pems[0].write_to_path(certificate)
+    client.private_key_pem.write_to_path(key)
+    api_key.write_text("backend-key-0123456789\n")
+    config = replace(
+        CONFIG,
+        backend=f"localhost:{free_port}",
+        backend_ca=ca,
+        backend_certificate=certificate,
+        backend_certificate_key=key,
+        backend_api_key_file=api_key,
+    )
+    monkeypatch.setenv("STEPWISE_API_KEYS", "backend-key-0123456789")
+    backend = GrpcServer(
+        Service(repository), ServerConfig(port=free_port, ssl_config_file=ssl_config)
+    )
+    backend.start("localhost")
+
+    def asked(**changes):
+        remote = RemoteRepository(replace(config, **changes))
+        try:
+            with remote.acquire("half_plus_two") as servable:
+                return servable.run("", {"x": np.float32([1])})["y"].tolist()
+        except ServingError as error:
+            return error.code
+        finally:
+            remote.stop()
+
+    assert asked() == [2.5]
+    assert asked(backend_api_key_file=None) is Code.UNAUTHENTICATED
+    monkeypatch.setenv("STEPWISE_BACKEND_API_KEY", "backend-key-0123456789")
+    assert asked(backend_api_key_file=None) == [2.5]
+    assert asked(backend_certificate=None, backend_certificate_key=None) is Code.UNAVAILABLE
+    assert asked(backend_ca=None) is Code.UNAVAILABLE
+    with pytest.raises(ConfigError, match="--backend-ca .* cannot be read"):
+        RemoteRepository(replace(config, backend_ca=tmp_path / "none"))
+    backend.stop(0)
+
+
+AT = {"backend": "h:1"}
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
         ({"backend": "nowhere"}, "HOST:PORT"),
         ({"backend": "h:1", "only_models": ()}, "--models A,B"),
-        ({"backend": "h:1", "engine": "embedded"}, "--engine remote"),
+        ({"backend": "h:1", "engine": "embedded"}, "--backend is for --engine remote"),
+        ({"backend_ca": Path("a"), "engine": "embedded"}, "--backend-ca is for --engine remote"),
+        ({"backend": "h:1", "backend_certificate": Path("a")}, "go together"),
+        (
+            {"backend_certificate": Path("a"), "backend_certificate_key": Path("b"), **AT},
+            "needs --backend-ca",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_at_the_start(tmp_path, changes, text):
