@@ -212,7 +212,7 @@ class Calls:
         name, version, label = _target(request)
         with repository.acquire(name, version, label) as servable:
             if self._config.enable_signature_method_name_check:
-                _check_predict_method(servable, request.model_spec.signature_name)
+                inference.check_predict_method(servable, request.model_spec.signature_name)
             outputs = inference.predict(servable, request, timeout=timeout, timing=timing)
             version = servable.version
         _observe(name, "Predict", timing, _rows(outputs))
@@ -365,17 +365,6 @@ def _find_signature(servable: Any, name: str) -> None:
     """The signature is looked for before the examples are."""
     if (name or SERVING_DEFAULT) not in servable.signatures:
         raise invalid_argument(f"No signature was found with the name: {name or SERVING_DEFAULT}")
-
-
-def _check_predict_method(servable: Any, name: str) -> None:
-    signature = servable.signatures.get(name or SERVING_DEFAULT)
-    allowed = ("tensorflow/serving/predict", inference.CLASSIFY_METHOD, inference.REGRESS_METHOD)
-    if signature is not None and signature.method_name not in allowed:
-        raise invalid_argument(
-            "Expected prediction signature method_name to be one of {"
-            + ", ".join(allowed)
-            + f"}}. Was: {signature.method_name}"
-        )
 
 
 def _observe(model: str, api: str, timing: Timing, rows: int) -> None:

@@ -26,6 +26,7 @@ from serving.timing import Timing
 INPUTS = "inputs"  # alias of the examples
 CLASSES, SCORES = "classes", "scores"
 OUTPUTS = "outputs"  # alias of a regression's values
+PREDICT_METHOD = "tensorflow/serving/predict"
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 REGRESS_METHOD = "tensorflow/serving/regress"
 
@@ -42,6 +43,18 @@ def examples_of(message: input_pb2.Input) -> list[bytes]:
     if not examples:
         raise invalid_argument("Input is empty.")
     return [context + example.SerializeToString() for example in examples]
+
+
+def check_predict_method(servable: Any, signature_name: str) -> None:
+    """Raises INVALID_ARGUMENT for a signature made for something else; none is no fault here."""
+    signature = servable.signatures.get(signature_name or SERVING_DEFAULT)
+    allowed = (PREDICT_METHOD, CLASSIFY_METHOD, REGRESS_METHOD)
+    if signature is not None and signature.method_name not in allowed:
+        raise invalid_argument(
+            "Expected prediction signature method_name to be one of {"
+            + ", ".join(allowed)
+            + f"}}. Was: {signature.method_name}"
+        )
 
 
 def predict(

@@ -215,6 +215,8 @@ def _infer(repository: Repository, call: Call, config: ServerConfig) -> bytes:
             for array in inputs.values():
                 if array.dtype == object:
                     _check_texts(array.ravel().tolist(), config)
+            if config.enable_signature_method_name_check:
+                inference.check_predict_method(servable, signature_name)
             timing.parse = time.perf_counter() - start
             outputs = servable.run(signature_name, inputs, timeout=timeout, timing=timing)
         start = time.perf_counter()

@@ -10,7 +10,14 @@ from typing import Any
 
 from tests.conformance.case import Case, words
 from tests.conformance.models import config_text
-from tests.conformance.rest_cases import LATEST, NO_LABEL, SEVEN, TYPED
+from tests.conformance.rest_cases import (
+    LATEST,
+    NO_LABEL,
+    NO_PREDICT_METHOD,
+    SEVEN,
+    TYPED,
+    WRONG_METHOD,
+)
 
 CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
 X = {"x": ("float32", [2.0])}
@@ -251,10 +258,21 @@ def _examples() -> Iterator[Case]:
         _of("classify_with_names", {}, {"x": 8.0}, context={"x": 2.0}),
         {"scores": [3.0, 6.0], "labels": ["y", "y"]},
     )
-    yield _call(
-        "Regress", _of("regress_x_to_y", x, name="half_tf2"), {"values": [4.0], "version": 123}
-    )
-    yield _call("Classify", _of("classify_x_to_y", x, name="half_tf2"), {"scores": [4.0]})
+    # TensorFlow 2 calls the method of every signature predict.
+    no, yes = "no method_check", "method_check"
+    regress = _of("regress_x_to_y", x, name="half_tf2")
+    classify = _of("classify_x_to_y", x, name="half_tf2")
+    wrong_regress = f"{WRONG_METHOD.format('regression', 'regress')}predict"
+    wrong_classify = f"{WRONG_METHOD.format('classification', 'classify')}predict"
+    yield _call("Regress", regress, {"values": [4.0], "version": 123}, needs=no)
+    yield _call("Classify", classify, {"scores": [4.0]}, needs=no)
+    yield _call("Regress", regress, wrong_regress, needs=yes)
+    yield _call("Classify", classify, wrong_classify, needs=yes)
+    task = {"tasks": [("half_tf2", "regress_x_to_y", REGRESS)], "examples": [x]}
+    yield _call("MultiInference", task, wrong_regress, needs=yes)
+    another = {"name": "warm", "signature_name": "another_method", "inputs": X}
+    yield _call("Predict", another, {"y": [3.0]}, needs=no)
+    yield _call("Predict", another, NO_PREDICT_METHOD, needs=yes)
     yield _call(
         "Regress",
         _of("regress_x_to_y", {"x": 4}),

@@ -32,6 +32,7 @@ CONFIG = """model_config_list {{
 ENTRY = '  config {{ name: "{name}", base_path: "{folder}/{name}", model_platform: "tensorflow" }}'
 # What a case may need, and the flags that give it to a server.
 FEATURES = {
+    "method_check": "--enable_signature_method_name_check",
     "cors": "--rest_api_enable_cors_support",
     "metrics": "--monitoring_config_file={folder}/monitoring.config",
     "batching": "--enable_batching --batching_parameters_file={folder}/batching.config",
@@ -92,6 +93,7 @@ def warm(path: Path) -> None:
         return {
             "add": ({"x": x}, {"y": added}),
             "total": ({"x": x}, {"y": x * total}),
+            "another_method": ({"x": x}, {"y": x + 1.0}, "tensorflow/serving/another"),
             "to_half": ({"x": x}, {"y": tf.cast(x, tf.half)}),
         }
 

@@ -18,6 +18,13 @@ ROW = {"words": "a", "counts": [1, 2], "is_loud": True}
 LATEST = "Servable not found for request: Latest(nobody)"
 SEVEN = "Servable not found for request: Specific(half_plus_two, 7)"
 NO_LABEL = "Unrecognized servable version label: nobody"
+WRONG_METHOD = (
+    "Expected {} signature method_name to be tensorflow/serving/{}. Was: tensorflow/serving/"
+)
+NO_PREDICT_METHOD = (
+    "Expected prediction signature method_name to be one of {tensorflow/serving/predict, "
+    "tensorflow/serving/classify, tensorflow/serving/regress}. Was: tensorflow/serving/another"
+)
 EMPTY = "JSON Parse error: The document is empty"
 JSON_TYPE = {"content-type": "application/json"}
 CORS = {
@@ -568,8 +575,26 @@ def _examples() -> Iterator[Case]:
     yield _post(
         f"{EXAMPLES}/versions/1:regress", _of("regress_x_to_y", {"x": [4.0]}), {"results": [4.0]}
     )
-    yield _post(f"{TF2}:regress", _of("regress_x_to_y", {"x": 4.0}), {"results": [4.0]})
-    yield _post(f"{TF2}:classify", _of("classify_x_to_y", {"x": 4.0}), {"results": [[["", 4.0]]]})
+    # TensorFlow 2 calls the method of every signature predict.
+    regress2, body2 = f"{TF2}:regress", _of("regress_x_to_y", {"x": 4.0})
+    classify2, body3 = f"{TF2}:classify", _of("classify_x_to_y", {"x": 4.0})
+    yield _post(regress2, body2, {"results": [4.0]}, needs="no method_check")
+    yield _post(classify2, body3, {"results": [[["", 4.0]]]}, needs="no method_check")
+    yield _post(
+        regress2,
+        body2,
+        f"{WRONG_METHOD.format('regression', 'regress')}predict",
+        needs="method_check",
+    )
+    yield _post(
+        classify2,
+        body3,
+        f"{WRONG_METHOD.format('classification', 'classify')}predict",
+        needs="method_check",
+    )
+    another = {"signature_name": "another_method", "instances": [1.0]}
+    yield _post(f"{WARM}:predict", another, {"predictions": [2.0]}, needs="no method_check")
+    yield _post(f"{WARM}:predict", another, NO_PREDICT_METHOD, needs="method_check")
     yield _post(
         regress,
         _of("regress_x_to_y", {"x": 4}),

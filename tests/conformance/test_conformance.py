@@ -143,16 +143,17 @@ def test_the_embedded_server_conforms(embedded, folder):
 
 def test_the_remote_engine_conforms_over_the_embedded_one(embedded, folder):
     config = ServerConfig(engine="remote", backend=embedded[1], only_models=models.MODELS)
+    config = replace(config, enable_signature_method_name_check=True)
     with in_this_process(config) as addresses:
-        check(addresses, folder)
+        check(addresses, folder, "method_check")
 
 
 def test_the_embedded_server_conforms_when_it_batches(folder):
-    given = ["--allow-foreign", *models.flags(folder, "batching")]
+    given = ["--allow-foreign", *models.flags(folder, "batching", "method_check")]
     config = flags.parse(given).config
     config = replace(config, models=model_configs.current_models(config))
     with in_this_process(config) as addresses:
-        check(addresses, folder, "batching")
+        check(addresses, folder, "batching", "method_check")
 
 
 def test_another_server_is_told_apart(embedded):

@@ -1,14 +1,22 @@
 """The command line: every flag of tensorflow_model_server, in its manner, and our own options."""
 
 import logging
+import math
+import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
-from serving import flags, launcher
+from serving import flags, launcher, model_configs, servable
 from serving.__main__ import main
 from serving.config import ConfigError, ServerConfig, flag_of
+from serving.grpc_server import GrpcServer
+from serving.repository import Repository
+from serving.rest import create_app
+from serving.service import Service, num_threads
 
 STOCK = [setting for setting in flags.settings() if "mark" in setting.metadata]
 OWN = [setting for setting in flags.settings() if "mark" not in setting.metadata]
@@ -153,6 +161,103 @@ def test_one_port_for_both_leaves_rest_out(caplog):
     assert "Skipped exporting HTTP/REST API" in caplog.text
 
 
+# ---------------------------------------------------- what the flags do that no other file tests
+
+
+def num_grpc_threads(config):
+    return GrpcServer(Service(Repository(config, None)), config)._threads._max_workers
+
+
+def inter_op_threads(config):
+    return servable._session_config(config).inter_op_parallelism_threads
+
+
+def retry_seconds(config):
+    return config.load_retry_interval_seconds
+
+
+def served_names(config):
+    return [model.name for model in model_configs.current_models(config)]
+
+
+def versions_seen(config):
+    """After a look at the folders, a new version and another look."""
+    folder = config.exports / "a"
+    (folder / "1").mkdir(parents=True)
+    repository = Repository(config, None)
+    repository._scan()
+    (folder / "2").mkdir()
+    repository._scan()
+    return [number for name in repository.names() for number, *_ in repository.statuses(name)]
+
+
+def names_after_a_change(config):
+    """After a change of the file of models and another look at it, if one is planned."""
+    repository = Repository(replace(config, models=model_configs.current_models(config)), None)
+    repository.start()
+    config.model_config_file.write_text(MODELS.replace('"c"', '"d"'))
+    repository.stop(10)
+    if repository._next_look_at_config < math.inf:
+        repository._next_look_at_config = 0.0
+    repository._look_at_config_file()
+    return repository.names()
+
+
+MODELS = 'model_config_list { config { name: "c" base_path: "/c" model_platform: "tensorflow" } }'
+FOUR_PER_CPU = 4 * (os.cpu_count() or 1)
+EFFECTS = [
+    ("--rest_api_num_threads=7", num_threads, 7),
+    ("--rest_api_num_threads=0", num_threads, FOUR_PER_CPU),
+    ("--grpc_max_threads=3", num_grpc_threads, 3),
+    ("--grpc_max_threads=0", num_grpc_threads, FOUR_PER_CPU),
+    ("--tensorflow_inter_op_parallelism=3", inter_op_threads, 3),
+    ("--load_retry_interval_micros=2500000", retry_seconds, 2.5),
+    ("--load_retry_interval_micros=-1", retry_seconds, 0),
+    ("--file_system_poll_wait_seconds=1e-9 --exports={folder}", versions_seen, [2, 1]),
+    ("--file_system_poll_wait_seconds=0 --exports={folder}", versions_seen, [1]),
+    ("--file_system_poll_wait_seconds=-1 --exports={folder}", versions_seen, []),
+    ("--model_base_path=/b", served_names, ["default"]),
+    ("--model_base_path=/b --model_name=m", served_names, ["m"]),
+    ("--model_base_path=/b --model_name=m --model_config_file={file}", served_names, ["c"]),
+    (
+        "--model_config_file={file} --model_config_file_poll_wait_seconds=0",
+        names_after_a_change,
+        ["c"],
+    ),
+    (
+        "--model_config_file={file} --model_config_file_poll_wait_seconds=1",
+        names_after_a_change,
+        ["d"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "effect", "expected"), EFFECTS)
+def test_what_a_flag_does(tmp_path, arguments, effect, expected):
+    file = tmp_path / "models.config"
+    file.write_text(MODELS)
+    given = arguments.format(folder=tmp_path / "exports", file=file).split()
+    assert effect(parse(*given)) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ([], "No regression outputs found in SignatureDef: "),
+        (
+            ["--enable_signature_method_name_check"],
+            "Expected regression signature method_name to be tensorflow/serving/regress. "
+            "Was: tensorflow/serving/classify",
+        ),
+    ],
+)
+def test_the_method_of_a_signature_is_looked_at_when_asked_for(repository, given, text):
+    body = {"signature_name": "classify_x_to_y", "examples": [{"x": 1.0}]}
+    with TestClient(create_app(Service(repository), None, parse(*given))) as client:
+        error = client.post("/v1/models/examples:regress", json=body).json()["error"]
+    assert error.startswith(text)
+
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -169,8 +274,8 @@ def test_the_documents_table_of_stock_flags_is_the_code():
     assert [row[:4] for row in rows] == [
         [s.name, flags.shown_default(s), s.metadata["mark"], s.metadata["help"]] for s in STOCK
     ]
-    for name, *_, file in rows:
-        if file not in ("-", "test_flags.py"):  # there every flag is taken from the code
+    for name, _, mark, _, file in rows:
+        if file != "test_flags.py" or mark in "MA":  # those ignored and refused are from the code
             assert name in (ROOT / "tests" / "serving" / file).read_text(encoding="utf-8"), name
 
 
