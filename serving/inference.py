@@ -46,14 +46,17 @@ def examples_of(message: input_pb2.Input) -> list[bytes]:
 
 
 def check_predict_method(servable: Any, signature_name: str) -> None:
-    """Raises INVALID_ARGUMENT for a signature made for something else; none is no fault here."""
+    """Raises INTERNAL, as TensorFlow Serving does, for a signature that is for something else; one
+    that is not there is no fault here.
+    """
     signature = servable.signatures.get(signature_name or SERVING_DEFAULT)
     allowed = (PREDICT_METHOD, CLASSIFY_METHOD, REGRESS_METHOD)
     if signature is not None and signature.method_name not in allowed:
-        raise invalid_argument(
+        raise ServingError(
+            Code.INTERNAL,
             "Expected prediction signature method_name to be one of {"
             + ", ".join(allowed)
-            + f"}}. Was: {signature.method_name}"
+            + f"}}. Was: {signature.method_name}",
         )
 
 

@@ -272,7 +272,7 @@ def _examples() -> Iterator[Case]:
     yield _call("MultiInference", task, wrong_regress, needs=yes)
     another = {"name": "warm", "signature_name": "another_method", "inputs": X}
     yield _call("Predict", another, {"y": [3.0]}, needs=no)
-    yield _call("Predict", another, NO_PREDICT_METHOD, needs=yes)
+    yield _call("Predict", another, NO_PREDICT_METHOD, code="INTERNAL", needs=yes)
     yield _call(
         "Regress",
         _of("regress_x_to_y", {"x": 4}),

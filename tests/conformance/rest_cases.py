@@ -594,7 +594,7 @@ def _examples() -> Iterator[Case]:
     )
     another = {"signature_name": "another_method", "instances": [1.0]}
     yield _post(f"{WARM}:predict", another, {"predictions": [2.0]}, needs="no method_check")
-    yield _post(f"{WARM}:predict", another, NO_PREDICT_METHOD, needs="method_check")
+    yield _post(f"{WARM}:predict", another, NO_PREDICT_METHOD, status=500, needs="method_check")
     yield _post(
         regress,
         _of("regress_x_to_y", {"x": 4}),
