@@ -506,7 +506,11 @@ def _types() -> Iterator[Case]:
         {"signature_name": "string", "instances": [{"x": {"b64": "aGk="}}]},
         {"predictions": ["hi"]},
     )
-    yield _post(path, {"signature_name": "string", "instances": [[{"b64": "+/8="}]]}, None)
+    yield _post(
+        path,
+        {"signature_name": "string", "instances": [[{"b64": "+/8="}]]},
+        Raw('{"predictions":[["\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"]]}'),
+    )
     for text in ("*", "-_8=", "a"):
         yield _post(path, of("string", [{"b64": text}]), "Unable to base64 decode", "bad base64")
     yield _post(
@@ -713,7 +717,7 @@ def _urls() -> Iterator[Case]:
             ("no such URL or verb",),
         )
     yield _get("/nonsense", words("Not Found"), status=404)
-    yield Case(f"HEAD {HALF}", None, 400, None)
+    yield Case(f"HEAD {HALF}", None, 400, "")
 
 
 def _headers() -> Iterator[Case]:
@@ -752,7 +756,9 @@ def _settings() -> Iterator[Case]:
     yield _post(
         f"{HALF}:predict", {"instances": [2.0]}, {"predictions": [2.5]}, needs="cors", headers=CORS
     )
-    yield _get(HALF, None, needs="cors", headers=CORS)
+    yield _get(
+        f"{HALF}/versions/1", {"model_version_status": [_status(1)]}, needs="cors", headers=CORS
+    )
     yield _get(
         "/v1/nonsense",
         "Malformed request: GET /v1/nonsense",
