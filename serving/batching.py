@@ -5,6 +5,7 @@ models share; `Batcher` is one version's side: it turns a request into a task, a
 batch into one run and back.
 """
 
+import asyncio
 import math
 import os
 import threading
@@ -127,25 +128,41 @@ class Task:
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
     batch_rows: int = 0
+    # The event loop of whoever waits in one; None is a thread that waits.
+    loop: asyncio.AbstractEventLoop | None = None
     # A bare lock wakes its one waiter in half the time of an Event.
     _running: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._running.acquire()
+        if self.loop:
+            self._done = self.loop.create_future()
+        else:
+            self._running.acquire()
 
     def finish(self) -> None:
-        self._running.release()
+        if self.loop:
+            self.loop.call_soon_threadsafe(_resolve, self._done)
+        else:
+            self._running.release()
 
     def wait(self) -> None:
         self._running.acquire()
+
+    async def wait_in_loop(self) -> None:
+        await self._done
 
     def split(self, sizes: Sequence[int]) -> "list[Task]":
         parts, start = [], 0
         for size in sizes:
             inputs = tuple(array[start : start + size] for array in self.inputs)
-            parts.append(Task(inputs, size, self.enqueued, self.deadline))
+            parts.append(Task(inputs, size, self.enqueued, self.deadline, loop=self.loop))
             start += size
         return parts
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():  # cancelled, when the server stops
+        future.set_result(None)
 
 
 @dataclass
@@ -293,7 +310,10 @@ class Pool:
 
 
 class Batcher:
-    """One version's runs, batched. Safe to call from many threads; each waits for its batch."""
+    """One version's runs, batched. Safe to call from many threads; each waits for its batch.
+
+    Whoever waits in an event loop holds no thread, and is not to be cancelled while it waits.
+    """
 
     def __init__(self, parameters: BatchingParameters, pool: Pool, run: Run) -> None:
         self.parameters = parameters
@@ -309,14 +329,35 @@ class Batcher:
         UNAVAILABLE when too much is waiting, RESOURCE_EXHAUSTED when the wait took all the time,
         and whatever the batch's run raises.
         """
+        parts = self._submit(key, inputs, timeout, None)
+        for part in parts:
+            part.wait()
+        return self._together(parts, timing)
+
+    async def run_in_loop(
+        self, key: Key, inputs: tuple[np.ndarray, ...], timeout: float | None, timing: Timing
+    ) -> Sequence[np.ndarray]:
+        """As `run`, for a caller in an event loop."""
+        parts = self._submit(key, inputs, timeout, asyncio.get_running_loop())
+        for part in parts:
+            await part.wait_in_loop()
+        return self._together(parts, timing)
+
+    def _submit(
+        self,
+        key: Key,
+        inputs: tuple[np.ndarray, ...],
+        timeout: float | None,
+        loop: asyncio.AbstractEventLoop | None,
+    ) -> list[Task]:
         rows = _num_rows(inputs)
         for _ in inputs:
             metrics.observe_batch_input(rows)
         now = self._pool.clock()
-        task = Task(inputs, rows, now, math.inf if timeout is None else now + timeout)
-        parts = self._pool.submit(self, key, task)
-        for part in parts:
-            part.wait()
+        deadline = math.inf if timeout is None else now + timeout
+        return self._pool.submit(self, key, Task(inputs, rows, now, deadline, loop=loop))
+
+    def _together(self, parts: list[Task], timing: Timing) -> Sequence[np.ndarray]:
         timing.queue += max(part.queue_seconds for part in parts)
         timing.compute += sum(part.compute_seconds for part in parts)
         timing.batch_rows = max(part.batch_rows for part in parts)

@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,19 @@ MAX_TIMEOUT_MS = 2**31 - 1  # three weeks
 BATCHING_FILE = "batching_params.pbtxt"  # in a version's folder, where each has its own
 
 Loader = Callable[[str, int, Path], "Servable"]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A run as the session takes it, and what its results are called."""
+
+    key: Key
+    arrays: tuple[np.ndarray, ...]
+    tensors: dict[str, str]  # names by alias of the output
+
+    def by_alias(self, results: Sequence[np.ndarray]) -> Arrays:
+        by_tensor = dict(zip(self.key[1], results, strict=True))
+        return {alias: _as_array(by_tensor[tensor]) for alias, tensor in self.tensors.items()}
 
 
 class Servable:
@@ -97,6 +111,35 @@ class Servable:
         than `timeout` seconds raises DEADLINE_EXCEEDED. `timing` is told what took how long.
         """
         timing = Timing() if timing is None else timing
+        wanted = self._wanted(signature_name, inputs, output_filter, timing)
+        if self._batcher:
+            results = self._batcher.run(wanted.key, wanted.arrays, timeout, timing)
+        else:
+            start = time.perf_counter()
+            try:
+                results = self._run_session(wanted.key, wanted.arrays, timeout)
+            finally:
+                timing.compute += time.perf_counter() - start
+        return wanted.by_alias(results)
+
+    async def run_in_loop(
+        self,
+        signature_name: str,
+        inputs: Arrays,
+        *,
+        timeout: float | None,
+        timing: Timing,
+    ) -> Arrays:
+        """As `run`, of a model whose runs are batched, for a caller in an event loop."""
+        if self._batcher is None:
+            raise RuntimeError(f"Model {self.name} is not batched, so a run would hold the loop")
+        wanted = self._wanted(signature_name, inputs, (), timing)
+        results = await self._batcher.run_in_loop(wanted.key, wanted.arrays, timeout, timing)
+        return wanted.by_alias(results)
+
+    def _wanted(
+        self, signature_name: str, inputs: Arrays, output_filter: Sequence[str], timing: Timing
+    ) -> "_Wanted":
         signature_name = signature_name or SERVING_DEFAULT
         signature = self.signatures.get(signature_name)
         if signature is None:
@@ -105,19 +148,12 @@ class Servable:
             )
         timing.version, timing.signature = self.version, signature_name
         feeds = _feeds(signature, inputs)
-        aliases = _output_aliases(signature, output_filter)
-        fetches = tuple(sorted({signature.outputs[alias].name for alias in aliases}))
-        key, arrays = (tuple(feeds), fetches), tuple(feeds.values())
-        if self._batcher:
-            results = self._batcher.run(key, arrays, timeout, timing)
-        else:
-            start = time.perf_counter()
-            try:
-                results = self._run_session(key, arrays, timeout)
-            finally:
-                timing.compute += time.perf_counter() - start
-        by_tensor = dict(zip(fetches, results, strict=True))
-        return {alias: _as_array(by_tensor[signature.outputs[alias].name]) for alias in aliases}
+        tensors = {
+            alias: signature.outputs[alias].name
+            for alias in _output_aliases(signature, output_filter)
+        }
+        key = (tuple(feeds), tuple(sorted(set(tensors.values()))))
+        return _Wanted(key, tuple(feeds.values()), tensors)
 
     def _run_session(
         self, key: Key, arrays: Sequence[np.ndarray], timeout: float | None

@@ -4,7 +4,7 @@ import asyncio
 import concurrent.futures
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from serving import metrics
@@ -82,14 +82,7 @@ class Service:
 
         Raises UNAVAILABLE while draining, RESOURCE_EXHAUSTED when too many requests wait.
         """
-        self._refuse_while_draining()
-        if self.is_full:
-            metrics.count_shed("queue")
-            raise ServingError(
-                Code.RESOURCE_EXHAUSTED,
-                "The server is busy: too many requests wait (--max-waiting-requests); try again "
-                "later.",
-            )
+        self._refuse_what_is_too_much()
         future = asyncio.get_running_loop().run_in_executor(
             self._threads, lambda: work(self.repository, *args, **kwargs)
         )
@@ -97,16 +90,42 @@ class Service:
         self._is_idle.clear()
         try:
             return await future
-        except asyncio.CancelledError:
-            if self._is_cut_off:
-                raise ServingError(
-                    Code.UNAVAILABLE, "The server stopped before this request was finished."
-                ) from None
-            raise  # the caller has gone
+        except asyncio.CancelledError as error:
+            raise self._said_of(error) from None
         finally:
-            self._running.discard(future)
-            if not self._running:
-                self._is_idle.set()
+            self._ended(future)
+
+    async def run_in_loop(
+        self,
+        work: Callable[Concatenate[Repository, P], Coroutine[Any, Any, Result]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Result:
+        """`await work(repository, ...)`, which holds no thread; it goes on when the caller leaves.
+
+        Raises as `run` does.
+        """
+        self._refuse_what_is_too_much()
+        task = asyncio.ensure_future(work(self.repository, *args, **kwargs))
+        self._running.add(task)
+        self._is_idle.clear()
+        task.add_done_callback(self._ended)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            raise self._said_of(error) from None
+
+    def _said_of(self, error: asyncio.CancelledError) -> BaseException:
+        if self._is_cut_off:
+            return ServingError(
+                Code.UNAVAILABLE, "The server stopped before this request was finished."
+            )
+        return error  # the caller has gone
+
+    def _ended(self, future: asyncio.Future[Any]) -> None:
+        self._running.discard(future)
+        if not self._running:
+            self._is_idle.set()
 
     def run_here(
         self,
@@ -127,6 +146,16 @@ class Service:
             with self._callers_changed:
                 self._callers -= 1
                 self._callers_changed.notify_all()
+
+    def _refuse_what_is_too_much(self) -> None:
+        self._refuse_while_draining()
+        if self.is_full:
+            metrics.count_shed("queue")
+            raise ServingError(
+                Code.RESOURCE_EXHAUSTED,
+                "The server is busy: too many requests wait (--max-waiting-requests); try again "
+                "later.",
+            )
 
     def _refuse_while_draining(self) -> None:
         if self.is_draining:

@@ -1,9 +1,11 @@
 """Batching: which tasks run together and when, what goes into a run and what comes back."""
 
+import asyncio
 import concurrent.futures
 import math
 import threading
 
+import httpx
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
@@ -477,6 +479,53 @@ def test_a_run_in_a_batch_has_a_time_limit(tmp_path):
     together.close()
 
 
+@pytest.mark.asyncio
+async def test_callers_over_rest_wait_for_their_batch_without_a_thread(tmp_path):
+    """The one thread would hold all but the first; whoever leaves leaves its row behind."""
+    scale_model(tmp_path / "exports" / "m" / "1")
+    file = tmp_path / "batching"
+    file.write_text(
+        "max_batch_size { value: 8 } max_execution_batch_size { value: 4 } "
+        "batch_timeout_micros { value: 60000000 } "
+        "max_enqueued_batches { value: 3 } enable_large_batch_splitting { value: true }"
+    )
+    config = ServerConfig(
+        exports=tmp_path / "exports",
+        enable_batching=True,
+        batching_parameters_file=file,
+        allow_foreign=True,
+    )
+    repository = Repository(config, servable.loader(config))
+    repository.start()
+    wait_until(lambda: repository.readiness()[0])
+    service = Service(repository, 1)
+    transport = httpx.ASGITransport(create_app(service, None, config))
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+
+        async def ask(*rows):
+            body = {"instances": [[row] for row in rows]}
+            return await client.post("/v1/models/m:predict", json=body)
+
+        one, two = asyncio.ensure_future(ask(2.0)), asyncio.ensure_future(ask(4.0))
+        while service.num_running + service.num_waiting < 2:
+            await asyncio.sleep(0)
+        two.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await two
+        # Two rows fill the first batch and four make the second; the others' would wait a minute.
+        last = await asyncio.wait_for(ask(6.0, 8.0, 10.0, 12.0, 14.0, 16.0), 30)
+        assert last.json() == {"predictions": [[x] for x in (5.0, 6.0, 7.0, 8.0, 9.0, 10.0)]}
+        assert (await one).json() == {"predictions": [[3.0]]}
+        assert service.num_running == service.num_waiting == 0
+        wrong = await client.post("/v1/models/m:predict", json={"instances": [2.0, [3.0]]})
+        assert wrong.status_code == 400 and "error" in wrong.json()
+    with repository.acquire("m") as loaded:
+        loaded.release()
+        assert loaded.is_idle
+        loaded.retain()
+    assert repository.stop(10)
+
+
 def test_callers_over_rest_and_grpc_share_a_batch(tmp_path, serve_grpc):
     scale_model(tmp_path / "exports" / "m" / "1")
     file = tmp_path / "batching"
@@ -496,7 +545,7 @@ def test_callers_over_rest_and_grpc_share_a_batch(tmp_path, serve_grpc):
     request.inputs["x"].CopyFrom(tensor_to_proto(np.array([[4.0]], np.float32)))
     with (
         serve_grpc(Service(repository, num_threads(config))) as stubs,
-        TestClient(create_app(Service(repository, num_threads(config)))) as rest,
+        TestClient(create_app(Service(repository, num_threads(config)), None, config)) as rest,
         concurrent.futures.ThreadPoolExecutor(1) as threads,
     ):
         over_grpc = threads.submit(stubs.prediction.Predict, request, timeout=50)
