@@ -5,25 +5,28 @@ with batching off and on; each caller sends its next text when it has the last a
 bare session call in a process of its own, and with `--litserve PYTHON` the same SavedModel behind
 LitServe, run by that interpreter (it needs litserve, tensorflow and tensorflow-text).
 
-The client is this process; its requests are made beforehand and its answers only counted, apart
-from one that is checked for each measurement. Without `--exports` a Transformer is trained for one
-pass over the starter reviews and exported. Prints the machine, the versions and a Markdown table.
+The callers are those of `h2load` (Debian: nghttp2-client), which costs next to nothing beside a
+server on the same processors; a client in Python would cost as much as what it measures. One caller
+sends a review of median length, several send reviews of four lengths. An answer is checked for each
+measurement. Without `--exports` a Transformer is trained for one pass over the starter reviews and
+exported. Prints the machine, the versions and a Markdown table.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import platform
+import shutil
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -46,8 +49,6 @@ max_enqueued_batches { value: 100 }
 """
 START_SECONDS = 90
 
-Ask = Callable[[int], Awaitable[bytes]]  # the i-th text's answer
-
 
 @dataclass(frozen=True)
 class Figures:
@@ -58,26 +59,13 @@ class Figures:
 
 
 def texts() -> list[str]:
-    """Reviews of the starter set, as many as no caller ends up with one of its own."""
+    """Reviews of the starter set of four lengths, shortest first; the third is the median."""
     data = load_dataset(DatasetConfig(name="starter_sentiment"), "classification")
-    return list(data.test.texts[:257])
+    by_length = sorted(data.test.texts, key=len)
+    return [by_length[len(by_length) * percent // 100] for percent in (10, 30, 50, 90)]
 
 
-async def measured(callers: list[Ask], seconds: float) -> Figures:
-    """What `callers` reach together, after a fifth of the time that is not counted."""
-    latencies: list[float] = []
-    begin = time.perf_counter() + seconds / 5
-    end = begin + seconds
-
-    async def call(index: int, ask: Ask) -> None:
-        while (start := time.perf_counter()) < end:
-            await ask(index)
-            index += len(callers)
-            done = time.perf_counter()
-            if begin <= done <= end:
-                latencies.append(done - start)
-
-    await asyncio.gather(*(call(index, ask) for index, ask in enumerate(callers)))
+def figures_of(latencies: list[float], seconds: float) -> Figures:
     cuts = statistics.quantiles(latencies, n=100)
     return Figures(len(latencies) / seconds, *(1000 * cuts[p - 1] for p in (50, 95, 99)))
 
@@ -85,63 +73,31 @@ async def measured(callers: list[Ask], seconds: float) -> Figures:
 # ---------------------------------------------------------------- the two ways to ask
 
 
-@contextmanager
-def _loop() -> Iterator[asyncio.AbstractEventLoop]:
-    import uvloop
+@dataclass(frozen=True)
+class Way:
+    """How a server is asked: its address, h2load's options, and a body for each text."""
 
-    loop = uvloop.new_event_loop()
-    try:
-        yield loop
-    finally:
-        loop.close()
-
-
-class Connection(asyncio.Protocol):
-    """A kept-alive connection with one request at a time, as cheap as Python has it."""
-
-    def connection_made(self, transport) -> None:
-        self.transport, self.received = transport, b""
-
-    def ask(self, request: bytes) -> asyncio.Future[bytes]:
-        self.answer = asyncio.get_running_loop().create_future()
-        self.transport.write(request)
-        return self.answer
-
-    def data_received(self, data: bytes) -> None:
-        self.received += data
-        headers, end, body = self.received.partition(b"\r\n\r\n")
-        length = headers.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
-        if not end or len(body) < int(length):
-            return
-        self.received = b""
-        if b" 200 " in headers[:20]:
-            self.answer.set_result(body)
-        else:
-            self.answer.set_exception(RuntimeError(f"{headers!r} {body!r}"))
+    url: str
+    options: tuple[str, ...]
+    bodies: list[bytes]
+    check: Callable[[], None]  # raises if an answer is no answer
 
 
-async def over_rest(path: str, port: int, bodies: list[bytes], count: int, seconds: float):
-    """Figures of `count` callers, each with a connection of its own; and an answer."""
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    requests = [f"{head}Content-Length: {len(b)}\r\n\r\n".encode() + b for b in bodies]
-    loop = asyncio.get_running_loop()
-    connections = [
-        (await loop.create_connection(Connection, "127.0.0.1", port))[1] for _ in range(count)
-    ]
+def rest(port: int, path: str, words: list[str], key: str) -> Way:
+    bodies = [json.dumps({"instances": [word]}).encode() for word in words]
+    url = f"http://127.0.0.1:{port}{path}"
 
-    def caller(connection: Connection) -> Ask:
-        return lambda index: connection.ask(requests[index % len(requests)])
+    def check() -> None:
+        import httpx
 
-    callers = [caller(connection) for connection in connections]
-    answer = await callers[0](0)
-    figures = await measured(callers, seconds)
-    for connection in connections:
-        connection.transport.close()
-    return figures, answer
+        answer = httpx.post(url, content=bodies[0], headers={"content-type": "application/json"})
+        if key not in answer.text:
+            raise RuntimeError(f"no {key} in {answer.text!r}")
+
+    return Way(url, ("--h1", "-H", "content-type: application/json"), bodies, check)
 
 
-async def over_grpc(name: str, port: int, words: list[str], count: int, seconds: float):
-    import grpc
+def grpc(port: int, name: str, words: list[str]) -> Way:
     import numpy as np
     from tensorflow_serving.apis import predict_pb2
 
@@ -153,23 +109,51 @@ async def over_grpc(name: str, port: int, words: list[str], count: int, seconds:
         request.model_spec.name = name
         request.inputs["text"].CopyFrom(tensor_to_proto(np.array([word.encode()], object)))
         requests.append(request.SerializeToString())
-    channels = [
-        # Else all channels of a process share one connection.
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)])
-        for _ in range(count)
-    ]
     method = "/tensorflow.serving.PredictionService/Predict"
 
-    def caller(channel: grpc.aio.Channel) -> Ask:
-        predict = channel.unary_unary(method)  # bytes in, bytes out
-        return lambda index: predict(requests[index % len(requests)])
+    def check() -> None:
+        import grpc
 
-    callers = [caller(channel) for channel in channels]
-    answer = await callers[0](0)
-    figures = await measured(callers, seconds)
-    for channel in channels:
-        await channel.close()
-    return figures, answer
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            answer = channel.unary_unary(method)(requests[0])
+        if b"label" not in answer:
+            raise RuntimeError(f"no label in {answer!r}")
+
+    # A message of gRPC: not compressed, its length, itself.
+    bodies = [b"\0" + struct.pack(">I", len(request)) + request for request in requests]
+    options = ("-H", "content-type: application/grpc", "-H", "te: trailers")
+    return Way(f"http://127.0.0.1:{port}{method}", options, bodies, check)
+
+
+def load(way: Way, callers: int, seconds: float, folder: Path) -> Figures:
+    """Figures of so many callers, each with a connection of its own, after half a second."""
+    way.check()
+    bodies = way.bodies if callers > 1 else [way.bodies[len(way.bodies) // 2]]
+    parts = min(callers, len(bodies))
+    logs, running = [], []
+    for i in range(parts):
+        body, log = folder / f"body-{i}", folder / f"log-{i}"
+        body.write_bytes(bodies[i])
+        log.unlink(missing_ok=True)
+        share = callers // parts + (i < callers % parts)
+        command = ["h2load", "-c", str(share), "-m1", "-D", f"{1000 * seconds:.0f}ms"]
+        command += [
+            "--warm-up-time=500ms",
+            f"--log-file={log}",
+            "-d",
+            str(body),
+            *way.options,
+            way.url,
+        ]
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        logs.append(log)
+    said = [process.communicate()[0] for process in running]
+    for process, text in zip(running, said, strict=True):
+        if process.returncode or " 0 failed, 0 errored" not in text or " 0 5xx" not in text:
+            raise RuntimeError(f"{way.url}: {text}")
+    lines = [line.split() for log in logs for line in log.read_text().splitlines()]
+    done = [line for line in lines if line[1] == "200"]  # what the end cut off has none
+    return figures_of([int(microseconds) / 1e6 for _, _, microseconds in done], seconds)
 
 
 # ---------------------------------------------------------------- what is asked
@@ -186,17 +170,16 @@ def session_figures(path: Path, words: list[str], seconds: float) -> list[dict]:
     feeds = (signature.inputs["text"].name,)
     fetches = tuple(sorted(info.name for info in signature.outputs.values()))
     rows = []
-    for size in (1, 32):
-        arrays = [
-            np.array([word.encode() for word in words[start : start + size]], object)
-            for start in range(0, len(words) - size, size)
-        ]
-
-        async def ask(index: int, arrays: list = arrays) -> bytes:
-            loaded._run_session((feeds, fetches), (arrays[index % len(arrays)],), 30.0)
-            return b""
-
-        rows.append(vars(asyncio.run(measured([ask], seconds))))
+    median = words[len(words) // 2]
+    for batch in ([median], words * (32 // len(words))):
+        array = np.array([word.encode() for word in batch], object)
+        latencies: list[float] = []
+        begin = time.perf_counter() + 0.5
+        while (start := time.perf_counter()) < begin + seconds:
+            loaded._run_session((feeds, fetches), (array,), 30.0)
+            if start >= begin:
+                latencies.append(time.perf_counter() - start)
+        rows.append(vars(figures_of(latencies, seconds)))
     return rows
 
 
@@ -260,6 +243,8 @@ def main() -> None:
     parser.add_argument("--batching", default=BATCHING, help="parameters, where it is on")
     parser.add_argument("--session-only", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not shutil.which("h2load"):
+        parser.error("h2load asks the servers and is not here: apt-get install nghttp2-client")
     words = texts()
     if options.session_only:
         print(json.dumps(session_figures(options.session_only, words, options.seconds)))
@@ -294,48 +279,38 @@ def compare(options: argparse.Namespace, exports: Path, words: list[str], folder
     row("bare session", "1 row", "", 1, one)
     row("bare session", "32 rows", "", 1, many)
 
-    bodies = [json.dumps({"instances": [word]}).encode() for word in words]
     parameters = folder / "batching.config"
     parameters.write_text(options.batching)
-    url = f"/v1/models/{name}:predict"
     reached: dict[tuple[str, str, int], Figures] = {}
     for batching in ("off", "on"):
-        rest, grpc = free_port(), free_port()
+        ports = free_port(), free_port()
         flags = ["--enable_batching", f"--batching_parameters_file={parameters}"]
         server = [
             *(sys.executable, "-m", "serving", f"--exports={exports}", f"--models={name}"),
-            *(f"--rest_api_port={rest}", f"--port={grpc}"),
+            *(f"--rest_api_port={ports[0]}", f"--port={ports[1]}"),
             *(flags if batching == "on" else []),
         ]
-        with running(server, rest, "/readyz"), _loop() as loop:
+        ways = {
+            "REST": rest(ports[0], f"/v1/models/{name}:predict", words, "label"),
+            "gRPC": grpc(ports[1], name, words),
+        }
+        with running(server, ports[0], "/readyz"):
             # The first batches of each size and length take longer.
-            loop.run_until_complete(over_rest(url, rest, bodies, max(options.callers), seconds))
-            for callers in options.callers:
-                figures, answer = loop.run_until_complete(
-                    over_rest(url, rest, bodies, callers, seconds)
-                )
-                if "label" not in json.loads(answer)["predictions"][0]:
-                    raise RuntimeError(f"no label in {answer!r}")
-                reached["REST", batching, callers] = row("ours", "REST", batching, callers, figures)
-            for callers in options.callers:
-                figures, _ = loop.run_until_complete(over_grpc(name, grpc, words, callers, seconds))
-                reached["gRPC", batching, callers] = row("ours", "gRPC", batching, callers, figures)
+            load(ways["REST"], max(options.callers), seconds, folder)
+            for way, how in ways.items():
+                for callers in options.callers:
+                    figures = load(how, callers, seconds, folder)
+                    reached[way, batching, callers] = row("ours", way, batching, callers, figures)
     peer = {}
     for batching in ("off", "on") if options.litserve else ():
         port = free_port()
         script = str(Path(__file__).with_name("litserve_peer.py"))
         size = "64" if batching == "on" else "1"
-        with (
-            running([options.litserve, script, str(path), str(port), size], port, "/health"),
-            _loop() as loop,
-        ):
-            loop.run_until_complete(
-                over_rest("/predict", port, bodies, max(options.callers), seconds)
-            )
+        with running([options.litserve, script, str(path), str(port), size], port, "/health"):
+            how = rest(port, "/predict", words, "")
+            load(how, max(options.callers), seconds, folder)
             for callers in options.callers:
-                figures, _ = loop.run_until_complete(
-                    over_rest("/predict", port, bodies, callers, seconds)
-                )
+                figures = load(how, callers, seconds, folder)
                 peer[batching, callers] = row("LitServe", "REST", batching, callers, figures)
 
     print()
