@@ -1,4 +1,8 @@
-"""A small synchronous client for TensorFlow Serving's REST API: ours or a stock server.
+"""A small client for TensorFlow Serving's REST API, for threads or an event loop: `Client` and
+`AsyncClient`. The server may be ours or a stock one; gRPC is spoken by `serving/grpc_client.py`.
+
+Each call is written once, as steps that want an answer or a pause; the two classes differ in how
+they take the steps.
 
 This file imports nothing of the repository, so it can be copied or installed alone beside httpx.
 That is why the names of our two signatures stand here a second time;
@@ -7,15 +11,18 @@ That is why the names of our two signatures stand here a second time;
 Every failure is a `ClientError` whose text is one sentence that ends in what to do.
 """
 
+import asyncio
 import base64
+import contextlib
+import functools
 import json
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -104,15 +111,73 @@ class ModelInfo:
     kind: str | None
 
 
-class Client:
-    """Talks to one server. Threads may share an instance; connections are kept open between calls.
+@dataclass(frozen=True)
+class _Ask:
+    """A step of a call: send this. It is answered with the response."""
 
-    `timeout` is in seconds, for each of connecting, sending and waiting for the answer. `api_key`
-    is sent along; without one that of the variable STEPWISE_API_KEY is. A prediction that the
-    server turns away with 429 or 503 and a Retry-After is asked for again, up to `retries` times,
-    after that time and a little more by chance, unless all would take longer than `timeout`.
-    `transport` and `sleep` replace the network and the clock in tests.
-    """
+    method: str
+    path: str
+    content: bytes | None = None
+    timeout: float | None = None
+    is_stream: bool = False  # a good answer is left to be read line by line
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A step of a call: wait so many seconds."""
+
+    seconds: float
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Steps = Generator[Any, Any, R]  # yields pauses, and what is sent; returns the call's result
+
+
+def call(steps: Callable[Concatenate[Any, P], Steps[R]]) -> Callable[Concatenate[Any, P], R]:
+    """A public method out of the generator of its steps."""
+
+    @functools.wraps(steps)
+    def method(self: Any, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._take(steps(self, *args, **kwargs))
+
+    return method
+
+
+def take(steps: Steps[R], send: Callable[[Any], Any], sleep: Callable[[float], Any]) -> R:
+    """Takes the steps in this thread; an error of `send` is raised where the step was asked for."""
+    answer, error = None, None
+    while True:
+        try:
+            step = steps.throw(error) if error else steps.send(answer)
+        except StopIteration as end:
+            return end.value
+        answer, error = None, None
+        try:
+            answer = sleep(step.seconds) if isinstance(step, Pause) else send(step)
+        except ClientError as failure:
+            error = failure
+
+
+async def take_in_loop(
+    steps: Steps[R], send: Callable[[Any], Any], sleep: Callable[[float], Any]
+) -> R:
+    """As `take`, where `send` and `sleep` are coroutines."""
+    answer, error = None, None
+    while True:
+        try:
+            step = steps.throw(error) if error else steps.send(answer)
+        except StopIteration as end:
+            return end.value
+        answer, error = None, None
+        try:
+            answer = await (sleep(step.seconds) if isinstance(step, Pause) else send(step))
+        except ClientError as failure:
+            error = failure
+
+
+class _Calls:
+    """What a server can be asked, in steps. `_take` is how a subclass takes them."""
 
     def __init__(
         self,
@@ -121,8 +186,8 @@ class Client:
         timeout: float = 10.0,
         api_key: str | None = None,
         retries: int = 2,
-        transport: httpx.BaseTransport | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        transport: Any = None,
+        sleep: Callable[[float], Any] | None = None,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -130,31 +195,25 @@ class Client:
                 f"The server's address must look like http://127.0.0.1:8501. Received: {url!r}."
             )
         self.url = url.rstrip("/")
-        self.timeout, self.retries, self._sleep = timeout, retries, sleep
+        self.timeout, self.retries = timeout, retries
         key = os.environ.get(API_KEY) if api_key is None else api_key
         # A proxy set for the browser must not swallow requests to this machine.
         is_local = parts.hostname in ("127.0.0.1", "localhost", "::1")
-        self._http = httpx.Client(
+        self._open(
+            sleep,
             transport=transport,
             timeout=timeout,
             trust_env=not is_local,
             headers={"x-api-key": key} if key else None,
         )
 
-    def __enter__(self) -> "Client":
-        return self
+    def _open(self, sleep: Callable[[float], Any] | None, **options: Any) -> None:
+        raise NotImplementedError
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+    def _take(self, steps: Steps[R]) -> R:
+        raise NotImplementedError
 
-    def close(self) -> None:
-        self._http.close()
-
+    @call
     def predict(
         self,
         model: str,
@@ -163,14 +222,17 @@ class Client:
         version: int | None = None,
         signature_name: str | None = None,
         timeout: float | None = None,
-    ) -> list[Any]:
+    ) -> Steps[list[Any]]:
         """Row format: one instance in, one prediction out. `bytes` are sent as base64 objects."""
         body = {"instances": list(instances)}
-        answer = self._predict(model, body, "predictions", version, signature_name, timeout)
+        answer = yield from self._predict(
+            model, body, "predictions", version, signature_name, timeout
+        )
         if not isinstance(answer, list):
             raise ServerFailed(_not_the_protocol(self.url, '"predictions" is no list'))
         return answer
 
+    @call
     def predict_columns(
         self,
         model: str,
@@ -179,10 +241,12 @@ class Client:
         version: int | None = None,
         signature_name: str | None = None,
         timeout: float | None = None,
-    ) -> Any:
+    ) -> Steps[Any]:
         """Column format: all values of each input together, and so come the outputs."""
-        return self._predict(model, {"inputs": inputs}, "outputs", version, signature_name, timeout)
+        body = {"inputs": inputs}
+        return (yield from self._predict(model, body, "outputs", version, signature_name, timeout))
 
+    @call
     def classify(
         self,
         model: str,
@@ -190,17 +254,19 @@ class Client:
         *,
         version: int | None = None,
         timeout: float | None = None,
-    ) -> list[Classification]:
+    ) -> Steps[list[Classification]]:
         """One `Classification` per text, in order. No texts: an empty list, and no request."""
         if not texts:
             return []
-        rows = self.predict(model, [{"text": t} for t in texts], version=version, timeout=timeout)
+        body = {"instances": [{"text": text} for text in texts]}
+        rows = yield from self._predict(model, body, "predictions", version, None, timeout)
         _require_fields(model, "classifier", rows, CLASSIFIER_OUTPUTS)
         return [
             Classification(row["label"], dict(zip(row["labels"], row["scores"], strict=True)))
             for row in rows
         ]
 
+    @call
     def generate(
         self,
         model: str,
@@ -213,7 +279,7 @@ class Client:
         seed: int = 0,
         version: int | None = None,
         timeout: float | None = 60.0,
-    ) -> Generation:
+    ) -> Steps[Generation]:
         """Continues `prompt`. Temperature 0 is greedy; top_k 0 and top_p 1 are off."""
         instance = {
             "prompt": prompt,
@@ -223,13 +289,18 @@ class Client:
             "top_p": float(top_p),
             "seed": int(seed),
         }
-        rows = self.predict(model, [instance], version=version, timeout=timeout)
+        body = {"instances": [instance]}
+        rows = yield from self._predict(model, body, "predictions", version, None, timeout)
         _require_fields(model, "generator", rows, GENERATOR_OUTPUTS)
         return Generation(rows[0]["text"], rows[0]["num_tokens"], rows[0]["finish_reason"])
 
-    def status(self, model: str) -> list[VersionStatus]:
+    @call
+    def status(self, model: str) -> Steps[list[VersionStatus]]:
         """Every version the server has seen of the model, highest first, ended ones included."""
-        response = self._request("GET", f"/v1/models/{quote(model, safe='')}")
+        return (yield from self._status(model))
+
+    def _status(self, model: str) -> Steps[list[VersionStatus]]:
+        response = yield _Ask("GET", f"/v1/models/{quote(model, safe='')}")
         if response.status_code == 404:
             raise ModelNotFound(self._not_found(model, None))
         answer = self._json(response)
@@ -247,27 +318,34 @@ class Client:
             detail = f"the status of {model!r} has an unknown form"
             raise ServerFailed(_not_the_protocol(self.url, detail)) from error
 
-    def metadata(self, model: str) -> dict[str, Any]:
+    @call
+    def metadata(self, model: str) -> Steps[dict[str, Any]]:
         """The server's answer as it is: `model_spec` and, doubly nested, the `signature_def`s."""
-        response = self._request("GET", f"/v1/models/{quote(model, safe='')}/metadata")
+        return (yield from self._metadata(model))
+
+    def _metadata(self, model: str) -> Steps[dict[str, Any]]:
+        response = yield _Ask("GET", f"/v1/models/{quote(model, safe='')}/metadata")
         if response.status_code == 404:
-            raise self._missing(model, None)
+            raise (yield from self._missing(model, None))
         return self._json(response)
 
-    def is_alive(self) -> bool:
+    @call
+    def is_alive(self) -> Steps[bool]:
         """True when a server answers. A stock server has no health page; its 404 counts too."""
         try:
-            return self._request("GET", "/healthz").status_code < 500
+            response = yield _Ask("GET", "/healthz")
+            return response.status_code < 500
         except (ServerUnreachable, RequestTimedOut):
             return False
 
-    def models(self, names: Sequence[str] = ()) -> list[ModelInfo]:
+    @call
+    def models(self, names: Sequence[str] = ()) -> Steps[list[ModelInfo]]:
         """The server's models, only those in `names` if given.
 
         A stock server has no list: there, `names` are asked for one by one, and those it does not
         know are left out.
         """
-        response = self._request("GET", "/readyz")
+        response = yield _Ask("GET", "/readyz")
         listed = _parse(response)
         if response.status_code in (200, 503) and "models" in listed:
             found = [(m["name"], m["version"], m["state"]) for m in listed["models"]]
@@ -276,16 +354,20 @@ class Client:
             found = []
             for name in names:
                 try:
-                    found.append((name, *_served_version(self.status(name))))
+                    found.append((name, *_served_version((yield from self._status(name)))))
                 except ModelNotFound:
                     continue  # documented: an unknown name is left out
-        return [ModelInfo(n, v, state, self._kind(n, state)) for n, v, state in found]
+        models = []
+        for name, version, state in found:
+            kind = yield from self._kind(name, state)
+            models.append(ModelInfo(name, version, state, kind))
+        return models
 
-    def _kind(self, model: str, state: str) -> str | None:
+    def _kind(self, model: str, state: str) -> Steps[str | None]:
         if state != AVAILABLE:
             return None
         try:
-            return _kind_of(self.metadata(model))
+            return _kind_of((yield from self._metadata(model)))
         except (ModelNotFound, ModelNotReady):
             return None  # unloaded since it was listed
 
@@ -297,61 +379,68 @@ class Client:
         version: int | None,
         signature_name: str | None,
         timeout: float | None,
-    ) -> Any:
+    ) -> Steps[Any]:
         if signature_name is not None:
             body["signature_name"] = signature_name
         path = f"/v1/models/{quote(model, safe='')}"
         if version is not None:
             path += f"/versions/{version}"
         content = json.dumps(body, default=_encode_bytes).encode()
-        response = self._insist(f"{path}:predict", content, timeout)
+        response = yield from self._insist(_Ask("POST", f"{path}:predict", content, timeout))
         if response.status_code == 404:
-            raise self._missing(model, version)
+            raise (yield from self._missing(model, version))
         answer = self._json(response)
         if answer_key not in answer:
             raise ServerFailed(_not_the_protocol(self.url, f"no {answer_key!r} in the answer"))
         return answer[answer_key]
 
-    def _insist(self, path: str, content: bytes, timeout: float | None) -> httpx.Response:
-        """POST, and again where the server says when: what it turned away it has not computed."""
-        left = self.timeout if timeout is None else timeout
+    def _insist(self, ask: _Ask) -> Steps[httpx.Response]:
+        """Again where the server says when: what it turned away it has not computed."""
+        left = self._seconds(ask)
         for _ in range(self.retries):
-            response = self._request("POST", path, content=content, timeout=timeout)
+            response = yield ask
             wait = _retry_after(response)
             if wait is None or wait > left:
                 return response
             left -= wait
-            self._sleep(wait)
-        return self._request("POST", path, content=content, timeout=timeout)
+            yield Pause(wait)
+        return (yield ask)
 
-    def _request(
-        self,
-        method: str,
-        path: str,
-        *,
-        content: bytes | None = None,
-        timeout: float | None = None,
-    ) -> httpx.Response:
-        timeout = self.timeout if timeout is None else timeout
-        headers = {"Content-Type": "application/json"} if content is not None else None
-        try:
-            return self._http.request(
-                method, self.url + path, content=content, headers=headers, timeout=timeout
+    def _event_stream(self, path: str, body: Any, timeout: float | None) -> Steps[httpx.Response]:
+        """The open response of a request that is answered by server-sent events."""
+        content = json.dumps(body, default=_encode_bytes).encode()
+        response = yield from self._insist(_Ask("POST", path, content, timeout, is_stream=True))
+        if response.status_code != 200:
+            self._json(response)
+            raise ServerFailed(_not_the_protocol(self.url, f"HTTP {response.status_code}"))
+        return response
+
+    def _request(self, http: Any, ask: _Ask) -> httpx.Request:
+        headers = {"Content-Type": "application/json"} if ask.content is not None else None
+        return http.build_request(
+            ask.method,
+            self.url + ask.path,
+            content=ask.content,
+            headers=headers,
+            timeout=self._seconds(ask),
+        )
+
+    def _seconds(self, ask: _Ask) -> float:
+        return self.timeout if ask.timeout is None else ask.timeout
+
+    def _known(self, error: Exception, ask: _Ask) -> ClientError:
+        """What an error of the network means."""
+        if isinstance(error, httpx.ConnectTimeout | httpx.ConnectError):
+            return ServerUnreachable(self._unreachable())
+        if isinstance(error, httpx.TimeoutException | TimeoutError):
+            return RequestTimedOut(
+                f"The server at {self.url} did not answer within {self._seconds(ask):g} seconds; "
+                "ask for less (shorter input, fewer tokens) or allow more time."
             )
-        except httpx.ConnectTimeout as error:
-            raise ServerUnreachable(self._unreachable()) from error
-        except httpx.TimeoutException as error:
-            raise RequestTimedOut(
-                f"The server at {self.url} did not answer within {timeout:g} seconds; ask for less "
-                "(shorter input, fewer tokens) or allow more time."
-            ) from error
-        except httpx.ConnectError as error:
-            raise ServerUnreachable(self._unreachable()) from error
-        except httpx.TransportError as error:
-            raise ServerFailed(
-                f"The connection to {self.url} broke before the answer was complete ({error}); "
-                "see the server's log and try again."
-            ) from error
+        return ServerFailed(
+            f"The connection to {self.url} broke before the answer was complete ({error}); "
+            "see the server's log and try again."
+        )
 
     def _unreachable(self) -> str:
         return (
@@ -381,10 +470,10 @@ class Client:
             raise InvalidRequest(f"The server refused the request; correct the input: {text}")
         raise ServerFailed(f"The server at {self.url} failed with HTTP {code}; see its log: {text}")
 
-    def _missing(self, model: str, version: int | None) -> ClientError:
+    def _missing(self, model: str, version: int | None) -> Steps[ClientError]:
         """Why a model was not found: the protocol says 404 for a loading or failed one too."""
         try:
-            statuses = self.status(model)
+            statuses = yield from self._status(model)
         except ModelNotFound as error:
             return error
         for status in statuses:
@@ -408,6 +497,141 @@ class Client:
             f"The server at {self.url} has no {what}; check the name, or make an export with "
             "`python -m training`."
         )
+
+
+class Client(_Calls):
+    """Talks to one server. Threads may share an instance; connections are kept open between calls.
+
+    `timeout` is in seconds, for each of connecting, sending and waiting for the answer. `api_key`
+    is sent along; without one that of the variable STEPWISE_API_KEY is. A request that the server
+    turns away with 429 or 503 and a Retry-After is sent again, up to `retries` times, after that
+    time and a little more by chance, unless all would take longer than `timeout`. `transport` and
+    `sleep` replace the network and the clock in tests.
+    """
+
+    def _open(self, sleep: Callable[[float], Any] | None, **options: Any) -> None:
+        self._http, self._sleep = httpx.Client(**options), sleep or time.sleep
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def stream(self, path: str, body: Any, *, timeout: float | None = None) -> Iterator[Any]:
+        """POSTs `body` to `path` and gives the JSON of each server-sent event as it comes.
+
+        Ends at `[DONE]` or with the answer. Whoever stops early hangs up, which cancels the work.
+        """
+        steps = self._event_stream(path, body, timeout)
+        with contextlib.closing(self._take(steps)) as response:
+            try:
+                data = _Data()
+                for line in response.iter_lines():
+                    yield from data.of(line)
+                    if data.is_done:
+                        return
+            except httpx.TransportError as error:
+                raise self._known(error, _Ask("POST", path, timeout=timeout)) from error
+
+    def _take(self, steps: Steps[R]) -> R:
+        return take(steps, self._send, self._sleep)
+
+    def _send(self, ask: _Ask) -> httpx.Response:
+        try:
+            response = self._http.send(self._request(self._http, ask), stream=ask.is_stream)
+            if ask.is_stream and response.status_code != 200:
+                response.read()
+        except httpx.TransportError as error:
+            raise self._known(error, ask) from error
+        return response
+
+
+class AsyncClient(_Calls):
+    """`Client` for an event loop: the same settings and methods, each method to be awaited.
+
+    `timeout` is in seconds and for the whole of a request. Leaving a call cancels the request.
+    """
+
+    def _open(self, sleep: Callable[[float], Any] | None, **options: Any) -> None:
+        self._http, self._sleep = httpx.AsyncClient(**options), sleep or asyncio.sleep
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def stream(
+        self, path: str, body: Any, *, timeout: float | None = None
+    ) -> AsyncIterator[Any]:
+        """As `Client.stream`; `timeout` is for each event."""
+        response = await self._take(self._event_stream(path, body, timeout))
+        try:
+            data = _Data()
+            async for line in response.aiter_lines():
+                for event in data.of(line):
+                    yield event
+                if data.is_done:
+                    return
+        except httpx.TransportError as error:
+            raise self._known(error, _Ask("POST", path, timeout=timeout)) from error
+        finally:
+            await response.aclose()
+
+    async def _take(self, steps: Steps[R]) -> R:  # type: ignore[override]
+        return await take_in_loop(steps, self._send, self._sleep)
+
+    async def _send(self, ask: _Ask) -> httpx.Response:
+        request = self._request(self._http, ask)
+        try:
+            async with asyncio.timeout(self._seconds(ask)):
+                response = await self._http.send(request, stream=ask.is_stream)
+                if ask.is_stream and response.status_code != 200:
+                    await response.aread()
+        except (httpx.TransportError, TimeoutError) as error:
+            raise self._known(error, ask) from error
+        return response
+
+
+class _Data:
+    """The data of server-sent events, line by line; other fields and comments are left out."""
+
+    def __init__(self) -> None:
+        self.is_done = False
+        self._lines: list[str] = []
+
+    def of(self, line: str) -> list[Any]:
+        """The event that `line` ends, if it ends one. Raises ServerFailed for what is no JSON."""
+        if line.startswith("data:"):
+            self._lines.append(line[5:].removeprefix(" "))
+            return []
+        if line or not self._lines:
+            return []
+        text, self._lines = "\n".join(self._lines), []
+        if text == "[DONE]":
+            self.is_done = True
+            return []
+        try:
+            return [json.loads(text)]
+        except json.JSONDecodeError as error:
+            raise ServerFailed(f"An event of the stream is no JSON: {text[:80]!r}.") from error
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -1,5 +1,6 @@
 """The client against made-up answers, and against the real app."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from model import signatures
 from serving import client as client_module
 from serving.client import (
     AccessDenied,
+    AsyncClient,
     Classification,
     Client,
     ClientError,
@@ -321,3 +323,133 @@ def test_a_key_is_sent_along(monkeypatch):
     for status in (401, 403):
         found = asked((status, {}))[0]
         assert isinstance(found, AccessDenied) and "STEPWISE_API_KEY" in str(found)
+
+
+# ---------------------------------------------------------------- streams, and an event loop
+
+
+STREAM = b"""\
+: a comment
+event: token
+data: {"text": "Once"}
+
+data: {"text":
+data: "upon"}
+
+data: [DONE]
+
+data: {"text": "nobody reads this"}
+
+"""
+
+
+class Parts(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body in pieces of 7 bytes, which cut lines anywhere; knows whether it was closed."""
+
+    def __init__(self, content):
+        self.content, self.is_closed, self.error = content, False, None
+
+    def __iter__(self):
+        for i in range(0, len(self.content), 7):
+            yield self.content[i : i + 7]
+        if self.error:
+            raise self.error
+
+    async def __aiter__(self):
+        for part in self:
+            yield part
+
+    def close(self):
+        self.is_closed = True
+
+    async def aclose(self):
+        self.is_closed = True
+
+
+def streamed(parts, *before):
+    """Settings of a client that is answered by `before`, then by the stream, and what it sends."""
+    left, bodies, slept = list(before), [], []
+
+    def answer(request):
+        bodies.append(json.loads(request.content))
+        return left.pop(0) if left else httpx.Response(200, stream=parts)
+
+    return {"transport": httpx.MockTransport(answer)}, bodies, slept
+
+
+EVENTS = [{"text": "Once"}, {"text": "upon"}]
+TURNED_AWAY = {"status_code": 429, "headers": {"retry-after": "1"}, "json": {"error": "busy"}}
+
+
+def test_the_events_of_a_stream_come_parsed_and_end_at_done():
+    parts = Parts(STREAM)
+    settings, bodies, slept = streamed(parts, httpx.Response(**TURNED_AWAY))
+    client = Client(sleep=slept.append, **settings)
+    assert list(client.stream("/v1/completions", {"prompt": "a"})) == EVENTS
+    assert bodies == [{"prompt": "a"}] * 2 and len(slept) == 1 and parts.is_closed
+
+
+def test_whoever_leaves_a_stream_hangs_up():
+    parts = Parts(STREAM)
+    events = Client(**streamed(parts)[0]).stream("/v1/completions", {})
+    assert next(events) == EVENTS[0] and not parts.is_closed
+    events.close()
+    assert parts.is_closed
+
+
+def test_a_stream_that_is_refused_broken_or_nonsense_raises():
+    refusal = httpx.Response(400, json={"error": "n must be 1"})
+    with pytest.raises(InvalidRequest, match="n must be 1"):
+        list(Client(**streamed(None, refusal)[0]).stream("/v1/completions", {}))
+    with pytest.raises(ServerFailed, match="is no JSON: 'oh'"):
+        list(Client(**streamed(Parts(b"data: oh\n\n"))[0]).stream("/v1/completions", {}))
+    parts = Parts(STREAM[:40])
+    parts.error = httpx.RemoteProtocolError("cut off")
+    with pytest.raises(ServerFailed, match="cut off"):
+        list(Client(**streamed(parts)[0]).stream("/v1/completions", {}))
+
+
+@pytest.mark.asyncio
+async def test_an_event_loop_has_the_same_calls(client):
+    async def forward(request):
+        return client._http._transport.handle_request(request)
+
+    async with AsyncClient(transport=httpx.MockTransport(forward)) as other:
+        assert await other.classify("classifier", ["so good"]) == client.classify(
+            "classifier", ["so good"]
+        )
+        assert await other.predict("half_plus_two", [2.0]) == [3.0]
+        assert await other.models(["types"]) == client.models(["types"])
+        assert await other.metadata("mixed") == client.metadata("mixed")
+        with pytest.raises(ModelNotFound, match="version 8 of model 'mixed'"):
+            await other.predict("mixed", [1], version=8)
+    public = {name for name in vars(Client) | vars(Client.__mro__[1]) if name[0] != "_"}
+    assert public == {name for name in dir(AsyncClient) if name[0] != "_"}
+
+
+@pytest.mark.asyncio
+async def test_an_event_loop_has_deadlines_retries_and_streams():
+    slept = []
+
+    async def asleep(seconds):
+        slept.append(seconds)
+
+    async def never(request):
+        await asyncio.sleep(60)
+
+    slow = AsyncClient(transport=httpx.MockTransport(never), timeout=0.01)
+    with pytest.raises(RequestTimedOut, match=r"within 0.01 seconds"):
+        await slow.predict("m", [1])
+    assert not await slow.is_alive()
+
+    parts = Parts(STREAM)
+    settings, bodies, _ = streamed(parts, httpx.Response(**TURNED_AWAY))
+    client = AsyncClient(sleep=asleep, **settings)
+    assert [event async for event in client.stream("/v1/completions", {})] == EVENTS
+    assert len(bodies) == 2 and len(slept) == 1 and parts.is_closed
+
+    parts = Parts(STREAM)
+    events = AsyncClient(**streamed(parts)[0]).stream("/v1/completions", {})
+    assert await anext(events) == EVENTS[0] and not parts.is_closed
+    await events.aclose()
+    assert parts.is_closed
