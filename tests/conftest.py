@@ -1,5 +1,6 @@
 """What all tests share: the environment, and exports of briefly trained models."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -22,6 +23,18 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "trained_folder" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("trained_exports"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected():
+    """What a module leaves behind is collected once, not looked through in every test after it.
+
+    TensorFlow's modules alone are 400,000 objects, and Streamlit collects after every page.
+    """
+    gc.freeze()
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -605,7 +605,7 @@ def broken_warmup(path):
 @pytest.mark.parametrize("spoil", [corrupt_graph, corrupt_variables, no_model, broken_warmup])
 def test_a_corrupt_version_is_reported_and_the_old_one_answers(tmp_path, start, spoil):
     scale_model(tmp_path / "a" / "1")
-    repository = start(load=servable.load)
+    repository = start(load=servable.load, max_num_load_retries=0)
     wait_until(lambda: repository.readiness()[0])
     scale_model(tmp_path / ".next")
     spoil(tmp_path / ".next")
