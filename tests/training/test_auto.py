@@ -13,6 +13,7 @@ from training.__main__ import main
 from training.auto import Member, choose, figures_of, fit_auto
 from training.budget import Timing, _lengths, parse_seconds, within
 from training.config import override
+from training.datasets import load_dataset
 from training.ensemble import Ensemble, softmax
 from training.export import export_run
 from training.recipes import recipe
@@ -155,6 +156,25 @@ def test_without_time_the_first_candidate_sees_every_text_and_the_rest_are_left_
     assert "0.01 s are too short for idf to see every text once" in caplog.text
     assert "naive_bayes is left out: no time" in caplog.text and " in -" not in caplog.text
     assert caplog.text.count("training texts") <= 1
+
+
+def test_it_is_no_worse_than_tf_idf_with_logistic_regression(tmp_path, monkeypatch):
+    """On the starter reviews, by its two bags alone; the real sets stand in EXPERIMENTS.md."""
+    from benchmarks.classification import peers
+
+    def bags(*args, **settings):
+        found = candidates(*args, **settings)
+        return {name: found[name] for name in ("idf", "naive_bayes")}
+
+    monkeypatch.setattr("training.auto.candidates", bags)
+    dataset = recipe("sentiment").dataset
+    folder, _ = fit_auto(dataset, 120.0, tmp_path)
+    data = load_dataset(dataset, "classification")
+    peer = peers()["TF-IDF + logistic regression"]
+    peer.fit(data.train.texts, data.train.labels)
+    accuracy = (peer.predict(data.test.texts) == data.test.labels).mean()
+    assert read_json(folder / "results.json")["test"]["accuracy"] > accuracy - 0.003
+    assert accuracy > 0.75
 
 
 def test_an_ensemble_is_the_mean_of_its_members_at_their_temperatures(tmp_path):
