@@ -1,9 +1,9 @@
 """Accuracy beside its targets: python benchmarks/classification.py [SET...] [--seeds 3] [--peers]
 
 Two figures for each set, each the mean of the seeds on the test split, which nothing looks at to
-choose anything: the best within 20 minutes of training, and the recipe cut to 60 seconds (`fit
-RECIPE --budget 60s`). The first is `fit auto --budget 20m` where networks beside the bag help, else
-the recipe in full. Where test texts also occur in training, a second figure leaves those out.
+choose anything: the best within 20 minutes of training, or --long seconds, and the recipe cut to 60
+seconds (`fit RECIPE --budget 60s`). The first is `fit auto` where networks beside the bag help,
+else the recipe in full. Where test texts also occur in training, a second figure leaves those out.
 
 With `--peers` also TF-IDF (word 1-2-grams and character 1-4-grams) with logistic regression, and
 multinomial naive Bayes over the same n-grams' presence, by scikit-learn on the same rows.
@@ -204,8 +204,9 @@ def main() -> None:
     )
     print("versions: " + ", ".join(f"{package} {version(package)}" for package in packages))
     print(f"command: python benchmarks/classification.py {' '.join(sys.argv[1:])}\n")
+    minutes = options.long / 60
     print(
-        f"| set | by | reference | target | best in {options.long / 60:g} min | without repeats | s "
+        f"| set | by | reference | target | best in {minutes:g} min | without repeats | s "
         "| best in 60 s | without repeats | s |"
     )
     print("|---" * 10 + "|", flush=True)
