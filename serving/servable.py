@@ -38,6 +38,7 @@ from serving.warmup import warm_up
 
 MAX_CALLS = 256  # distinct sets of outputs asked for, per version
 MAX_TIMEOUT_MS = 2**31 - 1  # three weeks
+SMALL_MODEL = 64 * 1024 * 1024  # bytes of weights
 BATCHING_FILE = "batching_params.pbtxt"  # in a version's folder, where each has its own
 
 Loader = Callable[[str, int, Path], "Servable"]
@@ -299,7 +300,7 @@ def _session_config(config: ServerConfig) -> config_pb2.ConfigProto:
                 f"hold a text-format tensorflow.ConfigProto: {error}"
             ) from error
     both = config.tensorflow_session_parallelism
-    if intra := config.tensorflow_intra_op_parallelism or both:
+    if intra := config.tensorflow_intra_op_parallelism or both or _threads_of_an_op(config):
         settings.intra_op_parallelism_threads = intra
     if inter := config.tensorflow_inter_op_parallelism or both:
         settings.inter_op_parallelism_threads = inter
@@ -311,6 +312,22 @@ def _session_config(config: ServerConfig) -> config_pb2.ConfigProto:
         # Grown as needed, GPU memory leaves room for a training run beside the server.
         settings.gpu_options.allow_growth = True
     return settings
+
+
+def _threads_of_an_op(config: ServerConfig) -> int:
+    """1 where all models that are there at the start are small, else 0, which is all processors.
+
+    The threads of a pool that share out small operations cost more than they bring, most of all
+    when several requests run at once (EXPERIMENTS.md). TensorFlow has one such pool in a process.
+    """
+    if config.tensorflow_session_config_file:
+        return 0
+    weights = "*/variables/variables.data-*"  # below a model
+    files = [file for model in config.models for file in Path(model.base_path).glob(weights)]
+    if config.exports:
+        files += config.exports.glob(f"*/{weights}")
+    sizes = [file.stat().st_size for file in files]
+    return 1 if sizes and max(sizes) <= SMALL_MODEL else 0
 
 
 def _as_array(result: np.ndarray | bytes) -> np.ndarray:
