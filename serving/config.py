@@ -124,7 +124,9 @@ class ServerConfig:
     )
     ssl_config_file: Path | None = _flag(None, "A", "a text-format SSLConfig; gRPC only")
     tensorflow_session_parallelism: int = _flag(0, "A", "both thread pools below")
-    tensorflow_intra_op_parallelism: int = _flag(0, "A", "threads inside one op")
+    tensorflow_intra_op_parallelism: int = _flag(
+        0, "A", "threads inside one op; 0: all, or 1 for small models"
+    )
     tensorflow_inter_op_parallelism: int = _flag(0, "A", "ops at once")
     tensorflow_session_config_file: Path | None = _flag(None, "A", "a text-format ConfigProto")
     per_process_gpu_memory_fraction: float = _flag(0.0, "A", "share of GPU memory; 0: as needed")

@@ -9,7 +9,7 @@ from toy_exports import example, examples_model, gate_model, save_graph, scale_m
 
 from model.signatures import WARMUP_FILE
 from serving import metrics, servable
-from serving.config import ConfigError, ServerConfig
+from serving.config import ConfigError, ModelConfig, ServerConfig
 from serving.errors import Code, ServingError
 from serving.timing import Timing
 
@@ -240,6 +240,22 @@ def test_folders_without_a_sound_graph(tmp_path):
     error = load_error(broken)
     assert error.code is Code.DATA_LOSS
     assert error.message == f"Can't parse {broken / 'saved_model.pb'} as binary proto"
+
+
+def test_operations_of_small_models_have_one_thread_unless_somebody_says_otherwise(tmp_path):
+    def threads(**config):
+        return servable._session_config(ServerConfig(**config)).intra_op_parallelism_threads
+
+    weights = tmp_path / "m" / "1" / "variables" / "variables.data-00000-of-00001"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"")
+    model = ModelConfig("m", tmp_path / "m")
+    assert threads(models=(model,)) == threads(exports=tmp_path) == 1
+    assert threads(models=(model,), tensorflow_intra_op_parallelism=3) == 3
+    assert threads() == 0
+    with weights.open("r+b") as file:
+        file.truncate(servable.SMALL_MODEL + 1)  # a hole, not so many bytes
+    assert threads(models=(model,)) == threads(exports=tmp_path) == 0
 
 
 def test_session_settings(tmp_path):
