@@ -76,6 +76,7 @@ class GrpcServer:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
         self.server = grpc.server(
             self._threads,
+            interceptors=[KeyedReflection(config)] if config.grpc_reflection else [],
             options=_options(config),
             maximum_concurrent_rpcs=threads + config.max_waiting_requests,
         )
@@ -144,6 +145,25 @@ class GrpcServer:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
+class KeyedReflection(grpc.ServerInterceptor):
+    """Asks callers of reflection for a key, as `Calls` asks its own; health wants none."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._keys = Keys.from_config(config)
+
+    def intercept_service(self, continuation: Callable[[Any], Any], call: Any) -> Any:
+        if not call.method.startswith("/grpc.reflection."):
+            return continuation(call)
+        try:
+            self._keys.check(_headers(call.invocation_metadata))
+        except ServingError as error:
+            code, message = grpc.StatusCode[error.code.name], error.message
+            return grpc.stream_stream_rpc_method_handler(
+                lambda requests, context: context.abort(code, message)
+            )
+        return continuation(call)
+
+
 class Calls:
     """Answers every method of both services."""
 
@@ -170,10 +190,7 @@ class Calls:
         """The one place where an exception becomes a gRPC status."""
         began = time.perf_counter()
         timing, model = Timing(), ""
-        headers = {
-            key: value if isinstance(value, str) else value.decode("latin-1")
-            for key, value in context.invocation_metadata() or ()
-        }
+        headers = _headers(context.invocation_metadata())
         try:
             context.send_initial_metadata([(REQUEST_ID, _request_id(headers))])
             self._keys.check(headers, admin=method == "HandleReloadConfigRequest")
@@ -316,6 +333,13 @@ def _read(kind: Any, body: bytes) -> Any:
 
 def _serialize(message: Any) -> bytes:
     return bytes(message.SerializeToString())
+
+
+def _headers(metadata: Any) -> dict[str, str]:
+    return {
+        key: value if isinstance(value, str) else value.decode("latin-1")
+        for key, value in metadata or ()
+    }
 
 
 def _model_of(request: Any) -> str:

@@ -44,7 +44,7 @@ class Field:
 
 
 def main(arguments: Sequence[str]) -> int:
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     try:
         if args.command == "promote":
             print(promote(args.config, args.model, args.target, args.label))
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m serving",
         description="Moves a label, or the version served, in a text-format ModelServerConfig.",

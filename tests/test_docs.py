@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from serving import flags, promote
 from training.__main__ import parser
 from training.recipes import FIRST_STEPS, RECIPES
 from training.recipes.auto import AUTO
@@ -20,6 +21,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "EXPERIMENTS.md",
+    "docs/serving.md",
 ]
 
 
@@ -43,6 +45,20 @@ def test_training_commands_in_the_documents_parse(name):
         options = parser().parse_args(words[words.index("training") + 1 :])
         recipe = getattr(options, "recipe", None)
         assert recipe is None or recipe in (*RECIPES, *FIRST_STEPS, AUTO), line
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_serving_commands_in_the_documents_parse(name):
+    lines = [line for line in code_lines(name) if line.startswith("python -m serving")]
+    if name.startswith("README"):
+        assert len(lines) >= 8
+    for line in lines:
+        _, _, _, *words = shlex.split(line, comments=True)
+        if words[:1] in (["promote"], ["rollback"]):
+            promote.parser().parse_args(words)
+        else:
+            parsed = flags.parse(words)
+            assert not parsed.unknown and not parsed.ignored, line
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -54,6 +54,7 @@ def server(trained_exports, tmp_path_factory) -> Iterator[Server]:
     shutil.copytree(trained_exports, exports)
     rest_port, grpc_port = free_ports(2)
     options = ["--exports", exports, "--rest_api_port", rest_port, "--port", grpc_port]
+    options += ["--grpc-reflection"]
     with (
         running("-m", "serving", "--engine", "embedded", *options) as program,
         httpx.Client(base_url=f"http://127.0.0.1:{rest_port}", timeout=60) as rest,
@@ -95,6 +96,21 @@ def test_the_calls_in_the_readme_work_as_they_stand(server, readme):
         version, label, scores = done.stdout.split(maxsplit=2)
         assert (version, label in ("negative", "positive")) == ("1", True)
         assert sum(json.loads(scores)) == pytest.approx(1.0)
+
+
+def test_the_programs_in_the_guide_of_the_server_run(server, capsys):
+    """Those of the session (its curl lines are typed by hand) and of the clients."""
+    text = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    ports = {"8501": str(server.rest.base_url.port), "8500": str(server.grpc_port)}
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    for block in blocks:
+        for port, own in ports.items():
+            block = block.replace(f"127.0.0.1:{port}", f"127.0.0.1:{own}")
+        exec(compile(block, "docs/serving.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert "StatusCode.NOT_FOUND Servable not found for request: Latest(sentimental)" in said
+    assert "tensorflow.serving.PredictionService" in said and "state: AVAILABLE" in said
+    assert len(blocks) == 3
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -105,6 +105,20 @@ def test_keys_are_asked_for_and_an_admins_to_reload(repository, socket_path, mon
         assert caught.value.code().name == "PERMISSION_DENIED"
 
 
+def test_reflection_wants_a_key_and_health_none(repository, socket_path, monkeypatch):
+    monkeypatch.setenv(API_KEYS, "user-key-0123456789")
+    settings = {"grpc_reflection": True, "enable_grpc_healthcheck_service": True}
+    with channel_to(repository, socket_path, **settings) as (channel, *_):
+        with pytest.raises(grpc.RpcError) as caught:
+            services(channel)
+        assert caught.value.code().name == "UNAUTHENTICATED"
+        assert "A key is missing" in caught.value.details()
+        assert services(channel, ("x-api-key", "user-key-0123456789"))
+        assert health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(), timeout=10
+        )
+
+
 class _Reloaded:
     """A repository that remembers."""
 
@@ -152,13 +166,14 @@ def test_health_follows_the_drain(repository, socket_path):
         assert check(request, timeout=10).status == serving.NOT_SERVING
 
 
-def test_reflection_lists_both_services_only_where_asked_for(repository, socket_path):
-    def services(channel):
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-        [answer] = stub.ServerReflectionInfo(asked, timeout=10)
-        return {service.name for service in answer.list_services_response.service}
+def services(channel, *metadata):
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+    [answer] = stub.ServerReflectionInfo(asked, timeout=10, metadata=metadata)
+    return {service.name for service in answer.list_services_response.service}
 
+
+def test_reflection_lists_both_services_only_where_asked_for(repository, socket_path):
     with channel_to(repository, socket_path, grpc_reflection=True) as (channel, *_):
         found = services(channel)
         assert "tensorflow.serving.PredictionService" in found
