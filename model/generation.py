@@ -1,15 +1,27 @@
 """Writing text: prefill the prompts, then decode one token a row until every row is done.
 
-Axes: B batch, S cache slots. Everything is graph ops, so the same function generates in Python,
-inside an export, and in stock TensorFlow Serving.
+Axes: B batch, T prompt, S cache slots. Everything is graph ops, so the same function generates in
+Python, inside an export, and in stock TensorFlow Serving.
 """
+
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
 from model import signatures
-from model.samplers import sample, uniforms
-from model.tokenizers import BEGIN, END, PADDING, ReversibleTokenizer
+from model.samplers import (
+    Options,
+    first_occurrence,
+    fits_choices,
+    penalized,
+    sample,
+    uniforms,
+    would_repeat,
+)
+from model.tokenizers import BEGIN, END, PADDING, UNKNOWN, ReversibleTokenizer
+
+_NO_OPTIONS = Options()
 
 
 def generate(
@@ -21,6 +33,7 @@ def generate(
     top_k: tf.Tensor,
     top_p: tf.Tensor,
     seed: tf.Tensor,
+    options: Options = _NO_OPTIONS,
 ) -> dict[str, tf.Tensor]:
     """Continues each prompt; inputs and outputs as `model/signatures.py` says, all (B,).
 
@@ -31,29 +44,30 @@ def generate(
     a prompt that is too long the last tokens are read, so many that the answer has room: its
     `max_tokens`, but at most half of the context. A row's text depends on its own inputs only;
     inputs of other shapes than `prompt`'s are refused.
+
+    Of `options` only what is given is traced. Logits go through the penalties, then what may not be
+    written is taken out: repeated n-grams, but not of a row with choices, and what fits none of
+    them. Then the token is drawn. A text that holds one of its `stop` strings ends there, without
+    it; its tokens are counted. It is looked for in the whole answer after every token. A choice is
+    written by the tokens that the tokenizer gives it, at each step by their probability among those
+    that fit; `max_tokens` cuts it as any text. InvalidArgumentError if the tokenizer can not write
+    it.
     """
-    for name, value in zip(
-        signatures.GENERATOR_INPUTS,
-        (prompt, max_tokens, temperature, top_k, top_p, seed),
-        strict=True,
-    ):
-        tf.debugging.assert_equal(
-            tf.shape(value), tf.shape(prompt), f"{name} must have one value for each prompt."
-        )
+    inputs = (prompt, max_tokens, temperature, top_k, top_p, seed)
+    one_for_each_prompt(prompt, dict(zip(signatures.GENERATOR_INPUTS, inputs, strict=True)))
+    for name, value in options._asdict().items():
+        if value is None:
+            continue
+        rank = 2 if name in ("stop", "choices") else 1
+        if value.shape.rank != rank:
+            raise ValueError(f"{name} must have rank {rank}. Received: shape {value.shape}")
+        one_for_each_prompt(prompt, {name: value})
     context = model.config.context_length
-    tokens = tokenizer(prompt)
-    tokens = tf.concat([tf.fill([tokens.nrows(), 1], BEGIN), tokens], axis=1)
-    # Of a long prompt the end is kept, with room for the answer: half of the context if asked for.
-    room = tf.clip_by_value(max_tokens, 1, context // 2)  # (B,)
-    surplus = tf.maximum(tokens.row_lengths() - tf.cast(context - room, tf.int64), 0)
-    index = tf.ragged.range(surplus, tokens.row_lengths())
-    tokens = tf.gather(tokens, index, batch_dims=1)
-    lengths = tf.cast(tokens.row_lengths(), tf.int32)  # (B,), at least 1: the BEGIN
-    allowed = tf.clip_by_value(max_tokens, 0, context - lengths)  # (B,)
-    num_steps = tf.reduce_max(tf.concat([allowed, [0]], 0))
-    num_slots = tf.reduce_max(tf.concat([lengths, [1]], 0)) + num_steps
-    logits, caches = model.prefill(tokens.to_tensor(PADDING), lengths, num_slots)
+    start = read_prompts(tokenizer, prompt, max_tokens, context)
+    lengths, allowed, num_steps = start.lengths, start.allowed, start.num_steps
+    logits, caches = model.prefill(start.tokens, lengths, start.num_slots)
     draws = uniforms(seed, context)  # (B, context): drawn whole, so no other setting moves them
+    narrow = _narrowing(tokenizer, start.tokens, lengths, options)
     B = tf.shape(lengths)[0]
     written = tf.zeros([num_steps, B], tf.int32)  # an empty TensorArray could not be stacked
 
@@ -61,8 +75,10 @@ def generate(
         return (step < num_steps) & ~tf.reduce_all(is_finished)
 
     def write_one(step, logits, caches, is_finished, hit_end, num_tokens, written):
-        logits = _without_specials(logits)
-        token = sample(logits, draws[:, step], temperature, top_k, top_p)  # (B,)
+        logits = narrow(logits, step, written)
+        token = sample(
+            logits, draws[:, step], temperature, top_k, top_p, options.min_p, options.typical_p
+        )  # (B,)
         ends = ~is_finished & (token == END)
         hit_end = hit_end | ends
         is_finished = is_finished | ends
@@ -71,17 +87,60 @@ def generate(
         )
         num_tokens = num_tokens + tf.cast(~is_finished, tf.int32)
         is_finished = is_finished | (num_tokens >= allowed)
+        if options.stop is not None:
+            text = _text(tokenizer, tf.transpose(written), num_tokens)
+            has_stopped = first_occurrence(text, options.stop) >= 0
+            hit_end, is_finished = hit_end | has_stopped, is_finished | has_stopped
         # Finished rows go on in place, at most in the last slot: nobody reads them again.
-        position = tf.minimum(lengths + step, num_slots - 1)
+        position = tf.minimum(lengths + step, start.num_slots - 1)
         logits, caches = model.decode(token, position, caches)
         return step + 1, logits, caches, is_finished, hit_end, num_tokens, written
 
     none = tf.zeros([B], tf.int32)
-    start = (0, logits, caches, allowed <= 0, tf.zeros([B], tf.bool), none, written)
-    *_, hit_end, num_tokens, written = tf.while_loop(unfinished, write_one, start)
-    answer = tf.RaggedTensor.from_tensor(tf.transpose(written), lengths=num_tokens)
+    state = (0, logits, caches, allowed <= 0, tf.zeros([B], tf.bool), none, written)
+    *_, hit_end, num_tokens, written = tf.while_loop(unfinished, write_one, state)
+    result = answers(tokenizer, tf.transpose(written), num_tokens, hit_end)
+    if options.stop is not None:
+        text = result[signatures.TEXT]
+        end = first_occurrence(text, options.stop)
+        size = tf.where(end < 0, tf.strings.length(text), end)
+        result[signatures.TEXT] = tf.strings.substr(text, tf.zeros_like(size), size)
+    return result
+
+
+class Prompts(NamedTuple):
+    """What a way to write starts from; no row writes more than `num_steps` tokens."""
+
+    tokens: tf.Tensor  # int32 (B, T), padded on the right
+    lengths: tf.Tensor  # int32 (B,), at least 1: the BEGIN
+    allowed: tf.Tensor  # int32 (B,), how many tokens the answer may have
+    num_steps: tf.Tensor  # int32, the most of them
+    num_slots: tf.Tensor  # int32, of the cache
+
+
+def read_prompts(tokenizer, prompt, max_tokens, context: int) -> Prompts:
+    """Prompts as tokens, with what is left of `context` for answers, as `generate` says."""
+    tokens = tokenizer(prompt)
+    tokens = tf.concat([tf.fill([tokens.nrows(), 1], BEGIN), tokens], axis=1)
+    # Of a long prompt the end is kept, with room for the answer: half of the context if asked for.
+    room = tf.clip_by_value(max_tokens, 1, context // 2)  # (B,)
+    surplus = tf.maximum(tokens.row_lengths() - tf.cast(context - room, tf.int64), 0)
+    index = tf.ragged.range(surplus, tokens.row_lengths())
+    tokens = tf.gather(tokens, index, batch_dims=1)
+    lengths = tf.cast(tokens.row_lengths(), tf.int32)
+    allowed = tf.clip_by_value(max_tokens, 0, context - lengths)
+    num_steps = tf.reduce_max(tf.concat([allowed, [0]], 0))
+    num_slots = tf.reduce_max(tf.concat([lengths, [1]], 0)) + num_steps
+    return Prompts(tokens.to_tensor(PADDING), lengths, allowed, num_steps, num_slots)
+
+
+def answers(tokenizer, written, num_tokens, hit_end) -> dict[str, tf.Tensor]:
+    """Outputs of a generator from `written` int32 (B, steps), the first `num_tokens` of each row.
+
+    `hit_end` bool (B,): whether the network ended the text.
+    """
     return {
-        signatures.TEXT: tokenizer.detokenize(answer),
+        signatures.TEXT: _text(tokenizer, written, num_tokens),
         signatures.NUM_TOKENS: num_tokens,
         signatures.FINISH_REASON: tf.where(
             hit_end, signatures.FINISH_STOP, signatures.FINISH_LENGTH
@@ -89,7 +148,71 @@ def generate(
     }
 
 
-def _without_specials(logits: tf.Tensor) -> tf.Tensor:
+def one_for_each_prompt(prompt, inputs: dict[str, tf.Tensor]) -> None:
+    """Refuses inputs by name whose first axis is not that of `prompt`."""
+    for name, value in inputs.items():
+        tf.debugging.assert_equal(
+            tf.shape(value)[:1], tf.shape(prompt), f"{name} must have one value for each prompt."
+        )
+
+
+def without_specials(logits: tf.Tensor) -> tf.Tensor:
     """Padding, unknown and begin are never written: (B, V) with END and the pieces left."""
     index = tf.range(tf.shape(logits)[-1])
     return tf.where(index < END, tf.float32.min, logits)
+
+
+def _text(tokenizer, written, num_tokens) -> tf.Tensor:
+    return tokenizer.detokenize(tf.RaggedTensor.from_tensor(written, lengths=num_tokens))
+
+
+def _narrowing(tokenizer, tokens, lengths, options: Options):
+    """(logits (B, V), step, written (steps, B)) -> the logits of what may be written next."""
+    choices = None if options.choices is None else _choices(tokenizer, options.choices)
+    looks_back = (
+        options.repetition_penalty,
+        options.presence_penalty,
+        options.frequency_penalty,
+        options.no_repeat_ngram,
+    )
+    if choices is None and all(option is None for option in looks_back):
+        return lambda logits, step, written: without_specials(logits)
+    # On the right, so that every row's answer follows its prompt in the same slot.
+    T = tf.shape(tokens)[1]
+    moved = tf.range(T)[None, :] - (T - lengths[:, None])  # (B, T)
+    prompts = tf.gather(tokens, tf.maximum(moved, 0), batch_dims=1)
+    prompts = tf.where(moved < 0, PADDING, prompts)
+
+    def narrow(logits, step, written):
+        vocabulary_size, answer = tf.shape(logits)[-1], tf.transpose(written)
+        text = tf.concat([prompts, answer], axis=1)
+        logits = penalized(logits, text, answer, options)
+        if options.no_repeat_ngram is not None:
+            ngram = options.no_repeat_ngram
+            if choices is not None:  # or nothing might be left to write
+                ngram = tf.where(tf.reduce_any(choices != PADDING, axis=[1, 2]), 0, ngram)
+            repeated = would_repeat(text, T + step, ngram, vocabulary_size)
+            logits = tf.where(repeated, tf.float32.min, logits)
+        if choices is not None:
+            fits = fits_choices(choices, answer, step, vocabulary_size)
+            logits = tf.where(fits, logits, tf.float32.min)
+        return without_specials(logits)
+
+    return narrow
+
+
+def _choices(tokenizer, choices: tf.Tensor) -> tf.Tensor:
+    """string (B, C) -> int32 (B, C, L) as `fits_choices` takes them."""
+    shape, flat = tf.shape(choices), tf.reshape(choices, [-1])
+    tokens = tokenizer(flat)
+    can_write = (tokenizer.detokenize(tokens) == flat) & tf.reduce_all(tokens != UNKNOWN, axis=1)
+    tf.debugging.Assert(
+        tf.reduce_all(can_write),
+        [
+            "choices must be texts that the tokenizer can write. It can not write:",
+            tf.boolean_mask(flat, ~can_write),
+        ],
+    )
+    ends = tf.where(flat != "", END, PADDING)[:, None]
+    tokens = tf.concat([tokens, ends], axis=1).to_tensor(PADDING)
+    return tf.reshape(tokens, tf.concat([shape, [-1]], 0))

@@ -1,3 +1,4 @@
+import collections
 from types import SimpleNamespace
 
 import keras
@@ -12,6 +13,7 @@ from model.config import (
     TransformerDecoderConfig,
 )
 from model.generation import generate
+from model.samplers import Options
 from model.signatures import FINISH_REASON, GENERATOR_OUTPUTS, NUM_TOKENS, TEXT
 from model.tokenizers import BEGIN, END, PADDING, UNKNOWN, train_tokenizer
 
@@ -61,9 +63,14 @@ def graph_of(model, tokenizer):
 
 
 @pytest.fixture(scope="module")
-def run(model, tokenizer):
+def graph(model, tokenizer):
+    return graph_of(model, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def run(graph):
     """run(prompts, **settings): a list of (text, num_tokens, reason), one for each prompt."""
-    return caller(graph_of(model, tokenizer))
+    return caller(graph)
 
 
 def caller(graph):
@@ -177,15 +184,219 @@ def test_a_prompt_that_is_too_long_is_read_from_its_end(run):
 
 
 @pytest.mark.parametrize("name", [name for name in INPUTS if name != "prompt"])
-def test_inputs_of_another_size_than_the_prompts_are_refused(model, tokenizer, name):
+def test_inputs_of_another_size_than_the_prompts_are_refused(graph, name):
     inputs = {alias: tf.constant([value] * 2, dtype) for alias, (value, dtype) in INPUTS.items()}
     inputs[name] = inputs[name][:1]
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"{name} must have one value"):
-        graph_of(model, tokenizer)(*inputs.values())
+        graph(*inputs.values())
 
 
 def test_an_empty_batch_gives_empty_answers(run):
     assert run([]) == []
+
+
+# Options ------------------------------------------------------------------------------------------
+
+OPTIONS = {  # what changes nothing
+    "min_p": (0.0, tf.float32),
+    "typical_p": (1.0, tf.float32),
+    "repetition_penalty": (1.0, tf.float32),
+    "presence_penalty": (0.0, tf.float32),
+    "frequency_penalty": (0.0, tf.float32),
+    "no_repeat_ngram": (0, tf.int32),
+    "stop": ((), tf.string),
+    "choices": ((), tf.string),
+}
+
+
+def optional_graph(model, tokenizer, names):
+    """The same for those of OPTIONS that are named, behind the six inputs."""
+    signature = [tf.TensorSpec([None], dtype) for _, dtype in INPUTS.values()]
+    for name in names:
+        default, dtype = OPTIONS[name]
+        signature.append(tf.TensorSpec([None, None] if default == () else [None], dtype))
+
+    def write(*inputs):
+        given = dict(zip(names, inputs[len(INPUTS) :], strict=True))
+        return generate(model, tokenizer, *inputs[: len(INPUTS)], Options(**given))
+
+    return tf.function(write, input_signature=signature)
+
+
+def optional_caller(graph):
+    """Settings are one for all rows, or a list with one for each; texts are padded with ""."""
+
+    def run(prompts, **settings):
+        def plain(*inputs):
+            more = []
+            for name, (default, dtype) in OPTIONS.items():
+                value = settings.get(name, default)
+                if default == ():
+                    rows = value if isinstance(value, list) else [value] * len(prompts)
+                    length = max(map(len, rows), default=0)
+                    padded = [[*row, *[""] * (length - len(row))] for row in rows]
+                    value = np.array(padded, object).reshape(len(prompts), length)
+                else:
+                    value = np.broadcast_to(value, len(prompts))
+                more.append(tf.constant(value.tolist(), dtype, np.shape(value)))
+            return graph(*inputs, *more)
+
+        return caller(plain)(prompts, **{k: v for k, v in settings.items() if k in INPUTS})
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def narrowed(model, tokenizer):
+    return optional_caller(optional_graph(model, tokenizer, list(OPTIONS)))
+
+
+def test_options_that_change_nothing_change_nothing(run, narrowed):
+    assert narrowed(PROMPTS, **MIXED) == run(PROMPTS, **MIXED)
+
+
+def ops_of(graph):
+    definition = graph.get_concrete_function().graph.as_graph_def()
+    nodes = [*definition.node]
+    for function in definition.library.function:
+        nodes += function.node_def
+    return collections.Counter(node.op for node in nodes)
+
+
+def test_options_that_are_not_given_are_not_in_the_graph(tokenizer):
+    model = scripted({}, tokenizer.vocabulary_size)
+    plain = ops_of(graph_of(model, tokenizer))
+    assert ops_of(optional_graph(model, tokenizer, [])) == plain
+    assert not {"ScatterNd", "DecodePaddedRaw", "Roll", "Log"} & set(plain)
+    for name in OPTIONS:
+        more = ops_of(optional_graph(model, tokenizer, [name])) - plain
+        assert more.total() > 0, name
+
+
+def greedy_with_penalties(logits_of, tokenizer, prompt, max_tokens, settings):
+    """As `greedy_by_hand`, with repetition, presence, frequency and n-grams in plain Python."""
+    tokens = [BEGIN, *tokenizer(tf.constant([prompt])).to_list()[0]]
+    written = []
+    while len(written) < max_tokens:
+        logits = logits_of(tf.constant([tokens]))[0, -1].numpy()
+        for token in set(tokens):
+            penalty = settings.get("repetition_penalty", 1.0)
+            logits[token] *= penalty if logits[token] < 0 else 1 / penalty
+        for token in set(written):
+            logits[token] -= settings.get("presence_penalty", 0.0)
+            logits[token] -= settings.get("frequency_penalty", 0.0) * written.count(token)
+        n = settings.get("no_repeat_ngram", 0)
+        for i in range(len(tokens) - n + 1 if n else 0):
+            if tokens[i : i + n - 1] == tokens[len(tokens) - n + 1 :]:
+                logits[tokens[i + n - 1]] = -np.inf
+        logits[[PADDING, UNKNOWN, BEGIN]] = -np.inf
+        token = int(logits.argmax())
+        if token == END:
+            break
+        written.append(token)
+        tokens.append(token)
+    return text_of(tokenizer, written)
+
+
+PENALTIES = [
+    {},
+    {"repetition_penalty": 3.0},
+    {"presence_penalty": 4.0},
+    {"frequency_penalty": 1.5},
+    {"no_repeat_ngram": 1},
+    {"no_repeat_ngram": 2},
+    {"repetition_penalty": 1.3, "presence_penalty": -1.0, "no_repeat_ngram": 3},
+]
+
+
+def test_each_row_is_penalized_by_its_own_settings(narrowed, logits_of, tokenizer):
+    for prompt in ("ababab", "zz"):
+        columns = {
+            name: [row.get(name, OPTIONS[name][0]) for row in PENALTIES]
+            for name in list(OPTIONS)[2:6]
+        }
+        texts = [t for t, *_ in narrowed([prompt] * len(PENALTIES), max_tokens=7, **columns)]
+        expected = [
+            greedy_with_penalties(logits_of, tokenizer, prompt, 7, settings)
+            for settings in PENALTIES
+        ]
+        assert texts == expected
+        assert len(set(texts)) > 2
+
+
+NARROW = {
+    "min_p": [0.2, 0.0, 0.1, 0.0, 0.0, 0.0, 0.0],
+    "typical_p": [1.0, 1.0, 0.9, 0.5, 1.0, 1.0, 1.0],
+    "repetition_penalty": [1.0, 2.0, 1.0, 1.0, 1.5, 1.0, 1.0],
+    "presence_penalty": [0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.5],
+    "frequency_penalty": [0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.5],
+    "no_repeat_ngram": [2, 0, 0, 3, 0, 0, 1],
+    "stop": [("a",), (), ("x", "yz", "m"), (), (), ("b",), ("e", "o")],
+    "choices": [(), ("cab", "fig"), (), (), ("dad", "egg", "a"), (), ()],
+}
+
+
+def test_no_option_lets_rows_see_each_other(narrowed):
+    together = narrowed(PROMPTS, **MIXED, **NARROW)
+    assert together != narrowed(PROMPTS, **MIXED)
+    for i in (0, 2, 4, 6):
+        own = {name: [values[i]] for name, values in (MIXED | NARROW).items()}
+        assert narrowed([PROMPTS[i]], **own) == [together[i]], PROMPTS[i]
+
+
+def test_a_text_ends_in_front_of_the_first_stop_string(narrowed):
+    """The text, cut by hand; tokens of the string are counted, as the network wrote them."""
+    settings = {"temperature": 1.5, "seed": list(range(12)), "max_tokens": 10}
+    whole = narrowed(["ab"] * 12, **settings)
+    stop = ("q", whole[3][0][2:4], whole[5][0][1])
+    cut = 0
+    for (text, num_tokens, reason), (full, n, why) in zip(
+        narrowed(["ab"] * 12, stop=stop, **settings), whole, strict=True
+    ):
+        ends = [(full.find(string) + len(string), string) for string in stop if string in full]
+        if not ends:
+            assert (text, num_tokens, reason) == (full, n, why)
+            continue
+        first = min(ends)[0]  # the string that is complete first
+        begin = min(full[:first].find(string) for string in stop if string in full[:first])
+        assert (text, num_tokens, reason) == (full[:begin], first, "stop")
+        cut += 1
+    assert 2 <= cut < 12
+
+
+def test_a_text_is_one_of_its_choices(narrowed, logits_of, tokenizer):
+    """Drawn token by token: the probability of a choice is a product over what still fits."""
+    choices, count = ("cab", "cat", "c", "dog"), 400
+    answers = narrowed(
+        ["ab"] * count, choices=choices, temperature=1.0, seed=list(range(count)), max_tokens=9
+    )
+    assert {(n, reason) for _, n, reason in answers} == {(1, "stop"), (3, "stop")}
+    texts = [text for text, *_ in answers]
+    start = [BEGIN, *tokenizer(tf.constant(["ab"])).to_list()[0]]
+    spelled = [[*tokenizer(tf.constant([c])).to_list()[0], END] for c in choices]
+    for choice, tokens in zip(choices, spelled, strict=True):
+        probability = 1.0
+        for i, token in enumerate(tokens):
+            fitting = sorted({t[i] for t in spelled if t[:i] == tokens[:i]})
+            logits = logits_of(tf.constant([start + tokens[:i]]))[0, -1].numpy()[fitting]
+            weights = np.exp(logits - logits.max())
+            probability *= weights[fitting.index(token)] / weights.sum()
+        deviation = np.sqrt(count * probability * (1 - probability))
+        assert abs(texts.count(choice) - count * probability) < 4 * deviation + 1e-3, choice
+    assert len(set(texts)) > 1
+    # Cut like any text; a repeated n-gram is allowed where nothing else would be left.
+    assert narrowed(["a"], choices=("cab",), max_tokens=2) == [("ca", 2, "length")]
+    assert narrowed(["a"], choices=("aaa",), no_repeat_ngram=1) == [("aaa", 3, "stop")]
+
+
+def test_wrong_options_are_refused(narrowed, model, tokenizer):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"can write[^[]*\[\W*ca1"):
+        narrowed(["a", "b"], choices=("cab", "ca1"))
+    inputs = [tf.constant([value], dtype) for value, dtype in INPUTS.values()]
+    with pytest.raises(ValueError, match=r"stop must have rank 2. Received: shape \(1,\)"):
+        generate(model, tokenizer, *inputs, Options(stop=tf.constant(["a"])))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="min_p must have one value"):
+        generate(model, tokenizer, *inputs, Options(min_p=tf.constant([0.1, 0.2])))
 
 
 # A state in place of a cache ----------------------------------------------------------------------

@@ -1,57 +1,84 @@
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from model.samplers import sample, uniforms
+from model.samplers import (
+    Options,
+    first_occurrence,
+    penalized,
+    probabilities,
+    sample,
+    uniforms,
+    would_repeat,
+)
 
 PROBABILITIES = np.array([0.05, 0.4, 0.02, 0.2, 0.1, 0.15, 0.08])  # in no order
 LOGITS = np.log(PROBABILITIES).astype("float32")
 
 
-def draw(uniform, *, logits=LOGITS, temperature=1.0, top_k=0, top_p=1.0):
-    """Tokens (B,) for B random numbers; settings are one value, or one for each row."""
-    uniform = np.asarray(uniform, np.float32)
-    B = len(uniform)
-    return sample(
+def inputs(B, logits, temperature, top_k, top_p, **more):
+    """Tensors for B rows; settings are one value, or one for each row."""
+    return (
         tf.constant(np.broadcast_to(logits, (B, np.shape(logits)[-1])), tf.float32),
-        tf.constant(uniform),
         tf.constant(np.broadcast_to(temperature, B), tf.float32),
         tf.constant(np.broadcast_to(top_k, B), tf.int32),
         tf.constant(np.broadcast_to(top_p, B), tf.float32),
-    ).numpy()
+    ), {name: tf.constant(np.broadcast_to(value, B), tf.float32) for name, value in more.items()}
 
 
-def exact(temperature=1.0, top_k=0, top_p=1.0):
+def draw(uniform, *, logits=LOGITS, temperature=1.0, top_k=0, top_p=1.0, **more):
+    """Tokens (B,) for B random numbers."""
+    uniform = np.asarray(uniform, np.float32)
+    (logits, *settings), more = inputs(len(uniform), logits, temperature, top_k, top_p, **more)
+    return sample(logits, tf.constant(uniform), *settings, **more).numpy()
+
+
+def exact(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, typical_p=1.0):
     """The distribution that the settings ask for, token by token in plain Python."""
     weights = {i: p ** (1 / temperature) for i, p in enumerate(PROBABILITIES)}
     ranked = sorted(weights, key=weights.get, reverse=True)[: top_k or None]
     total = sum(weights[i] for i in ranked)
+    kept = smallest_set(ranked, {i: weights[i] / total for i in ranked}, top_p)
+    kept = [i for i in kept if weights[i] >= min_p * weights[ranked[0]]]
+    share = {i: weights[i] / sum(weights[i] for i in kept) for i in kept}
+    entropy = -sum(p * math.log(p) for p in share.values())
+    typical = sorted(kept, key=lambda i: abs(-math.log(share[i]) - entropy))
+    kept = smallest_set(typical, share, typical_p)
+    total = sum(weights[i] for i in kept)
+    return np.array([weights[i] / total if i in kept else 0.0 for i in range(len(weights))])
+
+
+def smallest_set(ranked, share, enough):
     kept, reached = [], 0.0
     for i in ranked:
-        if kept and reached >= top_p:
+        if kept and reached >= enough:
             break
         kept.append(i)
-        reached += weights[i] / total
-    share = sum(weights[i] for i in kept)
-    return np.array([weights[i] / share if i in kept else 0.0 for i in range(len(weights))])
+        reached += share[i]
+    return kept
 
 
 GRID = (np.arange(2000) + 0.5) / 2000  # every part of [0, 1)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"temperature": 0.5},
-        {"temperature": 2.0},
-        {"top_k": 3},
-        {"top_p": 0.7},
-        {"temperature": 1.5, "top_k": 4, "top_p": 0.8},
-        {"temperature": 0.7, "top_k": 5, "top_p": 0.9},
-    ],
-    ids=str,
-)
+SETTINGS = [
+    {},
+    {"temperature": 0.5},
+    {"temperature": 2.0},
+    {"top_k": 3},
+    {"top_p": 0.7},
+    {"temperature": 1.5, "top_k": 4, "top_p": 0.8},
+    {"temperature": 0.7, "top_k": 5, "top_p": 0.9},
+    {"min_p": 0.3},
+    {"typical_p": 0.4},
+    {"typical_p": 0.8, "temperature": 2.0},
+    {"temperature": 1.5, "top_k": 6, "top_p": 0.95, "min_p": 0.2, "typical_p": 0.7},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_frequencies_are_the_exact_probabilities(settings):
     count = 20_000
     uniform = uniforms(tf.constant([123]), count).numpy()[0]
@@ -61,6 +88,30 @@ def test_frequencies_are_the_exact_probabilities(settings):
     assert not counts[~possible].any()
     chi_square = np.sum((counts - expected)[possible] ** 2 / expected[possible])
     assert chi_square < 25, (counts, expected)  # 6 degrees of freedom: one fault in 3,000 at most
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_probabilities_are_exact_in_the_order_of_the_vocabulary(settings):
+    defaults = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    tensors, more = inputs(2, LOGITS, **defaults | settings)
+    found = probabilities(*tensors, **more).numpy()
+    np.testing.assert_allclose(found, [exact(**settings)] * 2, atol=1e-6)
+
+
+def test_min_p_asks_for_a_share_of_the_likeliest():
+    """0.40, 0.20, 0.15, 0.10, 0.08, 0.05, 0.02: what is at least 0.4 times `min_p` stays."""
+    cases = {0.0: set(range(7)), 0.06: {0, 1, 3, 4, 5, 6}, 0.49: {1, 3}, 0.51: {1}, 7.0: {1}}
+    for min_p, tokens in cases.items():
+        assert set(draw(GRID, min_p=min_p)) == tokens, min_p
+    assert set(draw(GRID, min_p=float("nan"))) == set(range(7))
+
+
+def test_a_typical_token_may_be_another_than_the_likeliest():
+    """The entropy is 1.64 nats, that of probability 0.19: 0.2 is nearest, 0.4 is rather far."""
+    assert [set(draw(GRID, typical_p=p)) for p in (0.01, 0.3, 0.4)] == [{3}, {3, 5}, {3, 4, 5}]
+    assert set(draw(GRID, typical_p=1.0)) == set(range(7))
+    best = draw(GRID, typical_p=0.01, temperature=0.0)
+    assert set(best) == {1}  # of one token that one is typical
 
 
 def test_temperature_zero_and_top_k_one_take_the_likeliest():
@@ -135,6 +186,8 @@ def test_each_row_goes_by_its_own_settings():
         "temperature": rng.choice([0.0, 0.5, 1.0, 2.0], B),
         "top_k": rng.choice([0, 1, 3, 50], B),
         "top_p": rng.choice([0.2, 0.8, 1.0], B),
+        "min_p": rng.choice([0.0, 0.1, 0.5], B),
+        "typical_p": rng.choice([0.2, 0.9, 1.0], B),
     }
     together = draw(uniform, logits=logits, **settings)
     alone = [
@@ -146,6 +199,82 @@ def test_each_row_goes_by_its_own_settings():
         for i in range(B)
     ]
     np.testing.assert_array_equal(together, alone)
+
+
+# What was written ---------------------------------------------------------------------------------
+
+V, STEPS = 6, 9
+LOGITS_OF_ROWS = np.random.default_rng(5).normal(size=(3, V)).astype("float32")
+PROMPTS, ANSWERS = [[1, 3], [5], [2, 2, 4, 1]], [[3, 3, 4], [], [2, 5]]
+
+
+def on_the_right(rows):
+    return tf.constant([[0] * (STEPS - len(row)) + row for row in rows], tf.int32)
+
+
+@pytest.mark.parametrize(
+    "penalties",
+    [
+        {"repetition_penalty": [1.5, 1.0, 0.8]},
+        {"presence_penalty": [0.7, 3.0, -0.2]},
+        {"frequency_penalty": [0.3, 1.0, -0.5]},
+        {
+            "repetition_penalty": [2.0, -1.0, 1.1],
+            "presence_penalty": [0.0, 0.0, 1.0],
+            "frequency_penalty": [0.5, 0.0, 0.0],
+        },
+    ],
+    ids=lambda penalties: "+".join(penalties),
+)
+def test_penalties_are_the_formulas(penalties):
+    expected = LOGITS_OF_ROWS.copy()
+    for i, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
+        own = {name: values[i] for name, values in penalties.items()}
+        for token in {*prompt, *answer}:
+            penalty = own.get("repetition_penalty", 1.0)
+            penalty = penalty if penalty > 0 else 1.0
+            expected[i, token] *= penalty if expected[i, token] < 0 else 1 / penalty
+        for token in set(answer):
+            expected[i, token] -= own.get("presence_penalty", 0.0)
+            expected[i, token] -= answer.count(token) * own.get("frequency_penalty", 0.0)
+    text = on_the_right([p + a for p, a in zip(PROMPTS, ANSWERS, strict=True)])
+    options = Options(**{k: tf.constant(v, tf.float32) for k, v in penalties.items()})
+    found = penalized(tf.constant(LOGITS_OF_ROWS), text, on_the_right(ANSWERS), options)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert np.abs(expected - LOGITS_OF_ROWS).max() > 0.1
+
+
+def test_no_ngram_is_written_twice():
+    """Every row against the plain search for each n-gram in the text; padding is none of it."""
+    rng, vocabulary_size, num_forbidden = np.random.default_rng(0), 4, 0
+    rows = [rng.integers(1, vocabulary_size, size=size).tolist() for size in [*range(9)] * 20]
+    ngram = rng.integers(0, 5, size=len(rows))
+    text = tf.pad(on_the_right(rows), [[0, 0], [0, 2]])  # and nothing behind it yet
+    found = would_repeat(text, STEPS, tf.constant(ngram, tf.int32), vocabulary_size).numpy()
+    for row, n, forbidden in zip(rows, ngram, found, strict=True):
+        ngrams = [row[i : i + n] for i in range(len(row) - n + 1)] if n else []
+        last = row[len(row) - n + 1 :] if n > 1 else []
+        expected = [len(last) == n - 1 and [*last, v] in ngrams for v in range(vocabulary_size)]
+        assert forbidden.tolist() == expected, (row, n)
+        num_forbidden += sum(expected)
+    assert num_forbidden > 50
+    far = would_repeat(text, STEPS, tf.fill(len(rows), 2**31 - 1), vocabulary_size)
+    assert not np.any(far)
+
+
+def test_the_first_occurrence_of_any_string_in_bytes():
+    rng = np.random.default_rng(1)
+    texts = ["".join(rng.choice(list("ab好"), size)) for size in rng.integers(0, 12, 60)]
+    strings = [["".join(rng.choice(list("ab好"), n)) for n in (1, 2, 3, 0)] for _ in texts]
+    strings[0] = [""] * 4
+    expected = []
+    for text, candidates in zip(texts, strings, strict=True):
+        places = [text.encode().find(c.encode()) for c in candidates if c]
+        expected.append(min((place for place in places if place >= 0), default=-1))
+    found = first_occurrence(tf.constant(texts), tf.constant(strings))
+    assert found.numpy().tolist() == expected
+    assert -1 in expected and 0 in expected and max(expected) > 4
+    assert first_occurrence(tf.constant(["a"]), tf.zeros([1, 0], tf.string)).numpy() == [-1]
 
 
 # Random numbers -----------------------------------------------------------------------------------
