@@ -1,10 +1,14 @@
 """Multi-head attention: over one's own text, with an optional key/value cache, and over another.
 
-Axes: B batch, T target steps, S source steps, N heads, H head size, D width.
+Axes: B batch, T target steps, S source steps or cache slots, N heads, K heads of keys and values,
+H head size, D width.
 
-The cache of one layer is a pair (keys, values), each float (B, N, S, H): position s of a row
-stands in slot s, so rows of different lengths share a batch without shifting. Slots not yet
-written hold zeros and are hidden by `may_attend`.
+The cache, here and nowhere else: a list with one pair (keys, values) for each layer, each of the
+activations' type (B, K, S, H). Position s of a row stands in slot s, so rows of different lengths
+share a batch without shifting, and a row goes back by writing over what it leaves. Keys are held as
+scores use them, normalised and turned; they are never touched again. Slots not yet written hold
+zeros, those behind a row's last token anything: `may_attend` hides both. The first axis is the
+batch, so `tf.gather` on every tensor of it takes rows, or repeats them.
 """
 
 import keras
@@ -25,8 +29,11 @@ class SelfAttention(keras.layers.Layer):
     Call: `x` float (B, T, D); `position` int (B, T) or (1, T); `may_attend` bool broadcastable to
     (B, N, T, S), True where a target may look. Without a cache S = T. With one, the keys and
     values of `x` are written at `position` first, and the updated cache is returned beside the
-    answer. `more_values` float (B, T, D) is added to the values of `x`. Returns float (B, T, D), or
-    ((B, T, D), cache).
+    answer. `more_values` float (B, T, K H) is added to the values of `x`. Returns float (B, T, D),
+    or ((B, T, D), cache).
+
+    With fewer heads of keys and values, K < N, head n reads those of number n K / N, rounded down
+    (Ainslie et al., 2023, fig. 2; K = 1 is Shazeer, 2019): the cache is N / K times smaller.
 
     The weights themselves are not dropped out: the random numbers for (B, N, T, S) cost as much
     as the rest of a small network's step.
@@ -36,7 +43,14 @@ class SelfAttention(keras.layers.Layer):
         super().__init__(**kwargs)
         self.config, self.num_heads = config, config.num_heads
         self.head_size = config.width // config.num_heads
-        self.qkv = dense(config, 3 * config.width, use_bias=False, name="qkv")
+        self.is_grouped = config.key_value_width != config.width
+        if self.is_grouped:
+            self.query = dense(config, config.width, use_bias=False, name="query")
+            self.key_value = dense(
+                config, 2 * config.key_value_width, use_bias=False, name="key_value"
+            )
+        else:
+            self.qkv = dense(config, 3 * config.width, use_bias=False, name="qkv")
         self.output_projection = dense(
             config, config.width, is_last=True, use_bias=False, name="output_projection"
         )
@@ -44,30 +58,37 @@ class SelfAttention(keras.layers.Layer):
             self.query_norm, self.key_norm = rms_norm("query_norm"), rms_norm("key_norm")
 
     def build(self, shape):
-        self.qkv.build(shape)
+        for layer in (self.query, self.key_value) if self.is_grouped else (self.qkv,):
+            layer.build(shape)
         self.output_projection.build(shape)
         if self.config.qk_norm:
-            self.query_norm.build((None, self.num_heads, None, self.head_size))
-            self.key_norm.build((None, self.num_heads, None, self.head_size))
+            self.query_norm.build((None, None, None, self.head_size))
+            self.key_norm.build((None, None, None, self.head_size))
 
     def call(self, x, position, may_attend, cache: Cache | None = None, more_values=None):
-        B, T = tf.shape(x)[0], tf.shape(x)[1]
-        qkv = tf.reshape(self.qkv(x), [B, T, 3, self.num_heads, self.head_size])
-        q, k, v = tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))  # (B, N, T, H) each
+        if self.is_grouped:
+            (q,), (k, v) = self._heads(self.query(x), 1), self._heads(self.key_value(x), 2)
+        else:
+            q, k, v = self._heads(self.qkv(x), 3)  # (B, N, T, H), (B, K, T, H), (B, K, T, H)
         if more_values is not None:
-            more = tf.reshape(more_values, [B, T, self.num_heads, self.head_size])
-            v += tf.transpose(more, [0, 2, 1, 3])
+            v += self._heads(more_values, 1)[0]
         if self.config.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         if self.config.positions == "rotary":
             q, k = rotary(q, position), rotary(k, position)
         if cache is not None:
-            k, v = cache = _write(cache, k, v, position)  # (B, N, S, H) each
+            k, v = cache = _write(cache, k, v, position)  # (B, K, S, H) each
         bias = None
         if self.config.positions == "alibi":
             bias = alibi(position, tf.shape(k)[2], self.num_heads)
         y = self.output_projection(_attend(q, k, v, may_attend, product_type(self), bias))
         return y if cache is None else (y, cache)
+
+    def _heads(self, x, count: int) -> list[tf.Tensor]:
+        """The `count` parts of (B, T, count N H), head by head: (B, N, T, H) each."""
+        num_heads = x.shape[-1] // (count * self.head_size)
+        shape = [tf.shape(x)[0], tf.shape(x)[1], count, num_heads, self.head_size]
+        return tf.unstack(tf.transpose(tf.reshape(x, shape), [2, 0, 3, 1, 4]))
 
 
 class CrossAttention(keras.layers.Layer):
@@ -110,28 +131,41 @@ class CrossAttention(keras.layers.Layer):
 
 
 def _attend(q, k, v, may_attend, factors=None, bias=None):
-    """Scaled dot-product attention, eq. 1: (B, N, T, H) over (B, N, S, H) twice -> (B, T, D).
+    """Scaled dot-product attention, eq. 1: (B, N, T, H) over (B, K, S, H) twice -> (B, T, D).
 
     `bias` float32, broadcastable to (B, N, T, S), is added to the scores; `factors` is the type
     that those of products are rounded to.
     """
     q *= q.shape[-1] ** -0.5  # fewer numbers than the scores
-    scores = tf.cast(product(q, k, factors, transpose_b=True), tf.float32)  # (B, N, T, S)
+    B, N, T, H = tf.shape(q)[0], q.shape[1], tf.shape(q)[2], q.shape[3]
+    K, S = k.shape[1], tf.shape(k)[2]
+    if K != N:  # the heads of a group side by side, as more targets: no key is copied
+        q = tf.reshape(q, [B, K, N // K * T, H])
+    scores = tf.cast(product(q, k, factors, transpose_b=True), tf.float32)
+    if K != N:
+        scores = tf.reshape(scores, [B, N, T, S])
     # Added, not chosen by tf.where: the gradient passes a sum as it is.
     hidden = tf.where(may_attend, 0.0, HIDDEN)
     scores += hidden if bias is None else bias + hidden
     weights = tf.cast(tf.nn.softmax(scores), v.dtype)  # softmax in float32 under any policy
-    y = tf.transpose(product(weights, v, factors), [0, 2, 1, 3])  # (B, T, N, H)
-    return tf.reshape(y, [tf.shape(y)[0], tf.shape(y)[1], q.shape[1] * q.shape[-1]])
+    if K != N:
+        weights = tf.reshape(weights, [B, K, N // K * T, S])
+    y = product(weights, v, factors)
+    if K != N:
+        y = tf.reshape(y, [B, N, T, H])
+    return tf.reshape(tf.transpose(y, [0, 2, 1, 3]), [B, T, N * H])
 
 
 def dense(config: BlocksConfig, units: int, *, is_last: bool = False, **settings) -> Dense:
     """A layer of a block; with `initialization="gpt2"` as Radford et al. (2019, sec. 2.3) start it.
 
     `is_last` says that it ends a residual branch: its deviation is divided by the root of how many
-    there are.
+    there are. With `zero_output_projections` it starts at zero, so that every block begins as the
+    identity (Zhang et al., 2019, Fixup, sec. 3).
     """
-    if config.initialization == "gpt2":
+    if is_last and config.zero_output_projections:
+        settings["kernel_initializer"] = "zeros"
+    elif config.initialization == "gpt2":
         stddev = 0.02 / (2 * config.num_layers) ** 0.5 if is_last else 0.02
         settings["kernel_initializer"] = keras.initializers.RandomNormal(stddev=stddev)
     return Dense(units, **settings)
@@ -144,24 +178,24 @@ def rms_norm(name: str) -> keras.layers.RMSNormalization:
 
 def empty_cache(
     batch_size, num_slots, num_layers: int, num_heads: int, head_size: int, dtype="float32"
-):
-    """One (keys, values) of zeros for each layer, `dtype` (B, N, S, H)."""
+) -> list[Cache]:
+    """A cache of zeros as the module's docstring says; `num_heads` is K."""
     zeros = tf.zeros([batch_size, num_heads, num_slots, head_size], dtype)
     return [(zeros, zeros) for _ in range(num_layers)]
 
 
 def _write(cache: Cache, k, v, position) -> Cache:
-    """Puts `k` and `v` (B, N, T, H) into the slots `position` (B, T) of the cache."""
-    B, N, T = tf.shape(k)[0], tf.shape(k)[1], tf.shape(k)[2]
+    """Puts `k` and `v` (B, K, T, H) into the slots `position` (B, T) of the cache."""
+    B, K, T = tf.shape(k)[0], tf.shape(k)[1], tf.shape(k)[2]
     row, head, slot = (
-        tf.broadcast_to(index, [B, N, T])
+        tf.broadcast_to(index, [B, K, T])
         for index in (
             tf.range(B)[:, None, None],
-            tf.range(N)[None, :, None],
+            tf.range(K)[None, :, None],
             tf.broadcast_to(position, [B, T])[:, None, :],
         )
     )
-    where = tf.stack([row, head, slot], axis=-1)  # (B, N, T, 3)
+    where = tf.stack([row, head, slot], axis=-1)  # (B, K, T, 3)
     keys, values = cache
     return (
         tf.tensor_scatter_nd_update(keys, where, k),

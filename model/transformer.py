@@ -130,6 +130,9 @@ class TransformerDecoder(keras.Model):
     * `decode(token, position, cache)`: one more token a row, int32 (B,) at `position` int32 (B,),
       returns logits (B, V) and the new cache.
 
+    The last two are `read`, which takes any number of tokens of each row, and `logits`. The layout
+    of the cache is in `model/attention.py`.
+
     The output head is the embedding, transposed (Press & Wolf, 2017), unless `tied_head` is false.
     With `value_embeddings` every block adds to the values of attention what a table of its own
     holds for each token (after Jordan et al., modded-nanogpt, 2024). With a `logit_cap` c logits
@@ -155,7 +158,7 @@ class TransformerDecoder(keras.Model):
         self.values = [
             keras.layers.Embedding(
                 vocabulary_size,
-                config.width,
+                config.key_value_width,
                 embeddings_initializer=small_normal(),
                 name=f"value_embedding_{i}",
             )
@@ -196,27 +199,39 @@ class TransformerDecoder(keras.Model):
 
     def prefill(self, tokens, lengths, num_slots):
         """`tokens` int32 (B, T) padded on the right, `lengths` int32 (B,) >= 1, T <= num_slots."""
-        B, T = tf.shape(tokens)[0], tf.shape(tokens)[1]
-        position = tf.range(T)[None, :]
-        # Slots at and after a row's length hold padding until decoding writes over them; a target
-        # at position p looks at slots 0..p only, so it never meets them.
-        may_attend = tf.range(num_slots)[None, :] <= tf.range(T)[:, None]  # (T, S)
-        config, x = self.config, self.place(self.embedding(tokens), position)
-        head_size = config.width // config.num_heads
-        caches = empty_cache(
-            B, num_slots, config.num_layers, config.num_heads, head_size, dtype=x.dtype
-        )
-        x, caches = self._run(tokens, x, position, may_attend, caches)
+        # Slots at and after a row's length hold padding until decoding writes over them.
+        position = tf.range(tf.shape(tokens)[1])[None, :]
+        x, caches = self.read(tokens, position, self.empty_cache(tf.shape(tokens)[0], num_slots))
         last = tf.gather(x, lengths - 1, axis=1, batch_dims=1)  # (B, D)
         return self.logits(last), caches
 
     def decode(self, token, position, caches):
-        num_slots = tf.shape(caches[0][0])[2]
-        may_attend = tf.range(num_slots)[None, None, None, :] <= position[:, None, None, None]
-        token, position = token[:, None], position[:, None]
-        x = self.place(self.embedding(token), position)  # (B, 1, D)
-        x, caches = self._run(token, x, position, may_attend, caches)
+        x, caches = self.read(token[:, None], position[:, None], caches)
         return self.logits(x[:, 0]), caches
+
+    def empty_cache(self, batch_size, num_slots):
+        """Room for `num_slots` tokens of each row, none of them read yet."""
+        config, dtype = self.config, self.embedding.compute_dtype
+        num_heads = config.num_key_value_heads or config.num_heads
+        head_size = config.width // config.num_heads
+        return empty_cache(
+            batch_size, num_slots, config.num_layers, num_heads, head_size, dtype=dtype
+        )
+
+    def read(self, tokens, position, caches):
+        """Writes tokens into their slots: int32 (B, T) at `position` int32 (B, T) or (1, T).
+
+        Returns the hidden states (B, T, D), which `logits` turns into predictions, and the new
+        cache. A token looks at slots up to its own position, so it never meets what stands behind.
+        """
+        num_slots = tf.shape(caches[0][0])[2]
+        may_attend = tf.range(num_slots) <= position[:, None, :, None]  # (B, 1, T, S)
+        x = self.place(self.embedding(tokens), position)  # (B, T, D)
+        updated = []
+        for block, more, cache in zip(self.blocks, self._values_of(tokens), caches, strict=True):
+            x, cache = block(x, position, may_attend, cache, more)
+            updated.append(cache)
+        return x, updated
 
     def logits(self, x):
         x, cap = self.final_norm(x), self.config.logit_cap
@@ -226,16 +241,8 @@ class TransformerDecoder(keras.Model):
             logits = tf.cast(self.head(x), tf.float32)
         return logits if cap is None else cap * tf.tanh(logits / cap)
 
-    def _run(self, tokens, x, position, may_attend, caches):
-        updated = []
-        more_values = self._values_of(tokens)
-        for block, more, cache in zip(self.blocks, more_values, caches, strict=True):
-            x, cache = block(x, position, may_attend, cache, more)
-            updated.append(cache)
-        return x, updated
-
     def _values_of(self, tokens) -> list:
-        """What each block adds to its values: float (B, T, D), or nothing."""
+        """What each block adds to its values: float (B, T, K H), or nothing."""
         return [table(tokens) for table in self.values] or [None] * len(self.blocks)
 
 

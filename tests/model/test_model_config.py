@@ -43,6 +43,7 @@ TRANSFORMER = {
     "num_layers": (0, -1),
     "inner_width": (0,),
     "num_heads": (0, -2),
+    "num_key_value_heads": (0, -1, 3, 8),
     "width": (0, -8, 30, 20),  # 4 heads and pairs of channels in each: multiples of 8
     "dropout": RATES,
     "dropout_kind": ("columns", "", None),
@@ -53,6 +54,7 @@ TRANSFORMER = {
     "bias": (),
     "qk_norm": (),
     "initialization": ("zeros", None),
+    "zero_output_projections": (),
 }
 UNBRANCHED = ("columns", "layer", None)
 DROPOUT = {"dropout": RATES, "dropout_kind": UNBRANCHED}

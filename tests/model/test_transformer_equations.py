@@ -69,11 +69,18 @@ def check_layer(layer, inputs, call, formula):
 @pytest.mark.parametrize("may_attend", [PAST, IS_TOKEN], ids=["past", "padding"])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"positions": "alibi"}, {"positions": "none", "qk_norm": True}, {"qk_norm": True}],
-    ids=["rotary", "alibi", "normed", "rotary-normed"],
+    [
+        {},
+        {"positions": "alibi"},
+        {"positions": "none", "qk_norm": True},
+        {"qk_norm": True},
+        {"positions": "alibi", "num_heads": 4, "num_key_value_heads": 2, "qk_norm": True},
+        {"num_heads": 2, "num_key_value_heads": 1},
+    ],
+    ids=["rotary", "alibi", "normed", "rotary-normed", "grouped", "rotary-grouped"],
 )
 def test_self_attention_and_its_gradients(options, may_attend):
-    config = BlocksConfig(num_layers=1, width=D, num_heads=2, **options)
+    config = BlocksConfig(num_layers=1, width=D, **{"num_heads": 2} | options)
     layer = SelfAttention(config, name="layer")
     layer.build((None, None, D))
     position = tf.range(T)[None, :]
@@ -88,7 +95,7 @@ def test_self_attention_and_its_gradients(options, may_attend):
 
     check_layer(
         layer,
-        {"x": normal(B, T, D), "more": normal(B, T, D, seed=1)},
+        {"x": normal(B, T, D), "more": normal(B, T, config.key_value_width, seed=1)},
         lambda given: layer(given["x"], position, may_attend[:, None], more_values=given["more"]),
         formula,
     )

@@ -25,6 +25,14 @@ DECODERS = {
     "free": FREE,
     "alibi-swiglu": {"positions": "alibi", "activation": "swiglu", "num_heads": 3},
     "sinusoidal-normed": {"positions": "sinusoidal", "qk_norm": True},
+    "grouped": {"num_heads": 3, "num_key_value_heads": 1, "zero_output_projections": True},
+    "grouped-alibi-values": {
+        "num_heads": 6,
+        "num_key_value_heads": 2,
+        "positions": "alibi",
+        "qk_norm": True,
+        "value_embeddings": True,
+    },
     "none-rms-further": {"positions": "none", "normalization": "rms", "further_tokens": 2},
 }
 ENCODERS = {
@@ -80,24 +88,32 @@ def attend(queries, keys, values, may_attend, slope=0.0):
 
 def self_attention(config, x, may_attend, weights, more_values=0.0):
     """(T, D) -> (T, D)"""
-    q, k, v = np.split(x @ weights["qkv/kernel"], 3, axis=-1)
+    shared = config.num_heads // (config.num_key_value_heads or config.num_heads)
+    if shared == 1:
+        q, k, v = np.split(x @ weights["qkv/kernel"], 3, axis=-1)
+    else:  # Ainslie et al. (2023), fig. 2: neighbours share keys and values
+        q = x @ weights["query/kernel"]
+        k, v = np.split(x @ weights["key_value/kernel"], 2, axis=-1)
     v, size, heads = v + more_values, config.width // config.num_heads, []
     for head in range(config.num_heads):
         own = slice(head * size, (head + 1) * size)
-        query, key = q[:, own], k[:, own]
+        of_group = slice(head // shared * size, (head // shared + 1) * size)
+        query, key = q[:, own], k[:, of_group]
         if config.qk_norm:
             query = rms_norm(query, weights["query_norm/scale"])
             key = rms_norm(key, weights["key_norm/scale"])
         if config.positions == "rotary":
             query, key = turned(query), turned(key)
         slope = SLOPES[config.num_heads][head] if config.positions == "alibi" else 0.0
-        heads.append(attend(query, key, v[:, own], may_attend, slope))
+        heads.append(attend(query, key, v[:, of_group], may_attend, slope))
     return np.concatenate(heads, axis=-1) @ weights["output_projection/kernel"]
 
 
-SLOPES = {  # as the authors' code says; for three heads those of two and the first of four
+SLOPES = {  # as the authors' code says; beyond a power of two, every other one of the next power
     2: [1 / 16, 1 / 256],
     3: [1 / 16, 1 / 256, 1 / 4],
+    4: [1 / 4, 1 / 16, 1 / 64, 1 / 256],
+    6: [1 / 4, 1 / 16, 1 / 64, 1 / 256, 1 / 2, 1 / 8],
 }
 
 
