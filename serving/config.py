@@ -195,6 +195,7 @@ class ServerConfig:
     max_rows: int = _option(10_000, "instances or examples in one request")
     max_characters: int = _option(1_000_000, "of one text")
     header_timeout_seconds: float = _option(10.0, "for all headers of a request to come")
+    send_timeout_seconds: float = _option(30.0, "in which a caller must read on what is sent")
     body_timeout_seconds: float = _option(
         10.0, "for a body to come, and what 32 KiB a second add to it"
     )

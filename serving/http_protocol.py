@@ -1,5 +1,6 @@
-"""uvicorn's HTTP protocol with the limits that it lacks: on the time and the size of headers, and
-on the time in which the rest of a body may come that was answered before it was read."""
+"""uvicorn's HTTP protocol with the limits that it lacks: on the time and the size of headers, on
+the time in which the rest of a body may come that was answered before it was read, and on the time
+in which a caller must read on."""
 
 import asyncio
 from typing import Any
@@ -13,12 +14,14 @@ _LARGE = b"The headers are larger than 65,536 bytes."
 _INVALID = b"This is no HTTP request."
 
 
-def protocol_with(header_seconds: float) -> type[HttpToolsProtocol]:
+def protocol_with(header_seconds: float, send_seconds: float) -> type[HttpToolsProtocol]:
     """The protocol whose callers have `header_seconds` from connecting, or from the first byte of a
-    later request, to the end of its headers."""
+    later request, to the end of its headers; and who lose the connection when for `send_seconds`
+    more waits to be sent than the transport holds back."""
 
     class Protocol(HttpToolsProtocol):
         _timer: asyncio.TimerHandle | None = None
+        _sending: asyncio.TimerHandle | None = None
         _header_bytes = 0
         _is_in_body = False
 
@@ -56,8 +59,18 @@ def protocol_with(header_seconds: float) -> type[HttpToolsProtocol]:
         def send_400_response(self, msg: str) -> None:
             self._refuse(b"400 Bad Request", _INVALID)
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            # Closing would wait for what is not read.
+            self._sending = self.loop.call_later(send_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            self._end_sending()
+            super().resume_writing()
+
         def connection_lost(self, exc: Exception | None) -> None:
             self._end()
+            self._end_sending()
             super().connection_lost(exc)
 
         def _begin(self) -> None:
@@ -70,6 +83,11 @@ def protocol_with(header_seconds: float) -> type[HttpToolsProtocol]:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+
+        def _end_sending(self) -> None:
+            if self._sending is not None:
+                self._sending.cancel()
+                self._sending = None
 
         def _refuse(self, status: bytes, text: bytes) -> None:
             self._end()

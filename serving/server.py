@@ -93,7 +93,7 @@ async def _serve(config: ServerConfig) -> bool:
                 config,
                 tracer=tracer,
             ),
-            http=protocol_with(config.header_timeout_seconds),
+            http=protocol_with(config.header_timeout_seconds, config.send_timeout_seconds),
             ssl_certfile=config.tls_certificate,
             ssl_keyfile=config.tls_key,
             lifespan="off",

@@ -51,6 +51,7 @@ class Service:
             num_threads, thread_name_prefix="request"
         )
         self._running: set[asyncio.Future[Any]] = set()
+        self._left: set[concurrent.futures.Future[Any]] = set()  # nobody waits for them any more
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._is_cut_off = False
@@ -61,12 +62,16 @@ class Service:
 
     @property
     def num_running(self) -> int:
-        return min(len(self._running), self._num_threads) + self._callers
+        return min(self._num_taken, self._num_threads) + self._callers
 
     @property
     def num_waiting(self) -> int:
         """Requests that have no thread yet."""
-        return max(len(self._running) - self._num_threads, 0)
+        return max(self._num_taken - self._num_threads, 0)
+
+    @property
+    def _num_taken(self) -> int:
+        return len(self._running) + len(self._left)
 
     @property
     def is_full(self) -> bool:
@@ -83,14 +88,16 @@ class Service:
         Raises UNAVAILABLE while draining, RESOURCE_EXHAUSTED when too many requests wait.
         """
         self._refuse_what_is_too_much()
-        future = asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: work(self.repository, *args, **kwargs)
-        )
+        in_thread = self._threads.submit(lambda: work(self.repository, *args, **kwargs))
+        future = asyncio.wrap_future(in_thread)
         self._running.add(future)
         self._is_idle.clear()
         try:
             return await future
         except asyncio.CancelledError as error:
+            if not in_thread.cancelled():  # its caller has gone, and it still holds its thread
+                self._left.add(in_thread)
+                in_thread.add_done_callback(self._left.discard)
             raise self._said_of(error) from None
         finally:
             self._ended(future)

@@ -81,7 +81,7 @@ def in_this_process(config: ServerConfig) -> Iterator[tuple[str, str]]:
         uvicorn.Config(
             Door(app, service, config),
             port=rest_port,
-            http=protocol_with(config.header_timeout_seconds),
+            http=protocol_with(config.header_timeout_seconds, config.send_timeout_seconds),
             lifespan="off",
             log_config=None,
         )

@@ -309,6 +309,78 @@ async def overload(
     return [growth, goodput, shed, healthy]
 
 
+async def steady(port: int, request: bytes, *, seconds: float, is_strict: bool) -> list[Figure]:
+    """Seven tenths of what can be done: no error, no long wait, and health is answered throughout.
+
+    `is_strict` holds to times, which wants a quiet machine.
+    """
+    full = await callers(port, request, num_callers=8, seconds=min(seconds, 5.0))
+    must(full.statuses == {200}, f"{full.statuses} before any load")
+    work = arrivals(port, request, rate=0.7 * full.rate, seconds=seconds)
+    load, health = await beside(work, port, HEALTH, pause=0.05)
+    must(load.statuses == {200} and not load.hangs, f"{load.statuses}, {load.hangs} hung")
+    must(health.statuses == {200} and not health.hangs, f"health: {health.statuses}")
+    usual = percentile(load.answers, 0.5)
+    figures = [
+        Figure("p99 in medians", percentile(load.answers, 0.99) / usual, 5),
+        Figure("health within, ms (p99)", 1000 * percentile(health.answers, 0.99), 250),
+    ]
+    for figure in figures if is_strict else ():
+        must(figure.value <= figure.limit, str(figure))
+    return [Figure("requests (at least)", len(load.answers), 1), *figures]
+
+
+async def same_beside_others(port: int, requests: Sequence[bytes], *, at_once: int) -> list[Figure]:
+    """Each request is answered as when it was alone, its numbers to 1e-5."""
+
+    async def numbers(request: bytes) -> list[float]:
+        answer = await exchange(port, request, 30.0)
+        must(answer.status == 200, f"{answer.status} {answer.body!r}")
+        return [float(value) for value in json.loads(answer.body)["predictions"]]
+
+    alone = [await numbers(request) for request in requests]
+    together = await asyncio.gather(*(numbers(request) for request in requests * at_once))
+    far = 0.0
+    for index, found in enumerate(together):
+        wanted = alone[index % len(requests)]
+        must(len(found) == len(wanted), f"{len(found)} numbers, {len(wanted)} alone")
+        far = max(far, *(abs(a - b) for a, b in zip(found, wanted, strict=True)))
+    figure = Figure("furthest from alone", far, 1e-5)
+    must(figure.value <= figure.limit, str(figure))
+    return [figure]
+
+
+async def slow_readers(port: int, request: bytes, *, number: int, seconds: float) -> list[Figure]:
+    """Callers that ask for much and do not read it are cut off; a good one notices nothing."""
+
+    async def ask() -> bool:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**16)
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(request)
+        await asyncio.sleep(seconds)
+        reader._transport.resume_reading()  # type: ignore[attr-defined]
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(re.search(rb"content-length: (\d+)", head.lower())[1])  # type: ignore[index]
+            async with asyncio.timeout(HANG_SECONDS):
+                await reader.readexactly(length)
+        except (OSError, asyncio.IncompleteReadError):
+            return True
+        finally:
+            writer.close()
+        return False
+
+    async def all_slow() -> Load:
+        cut_off.extend(await asyncio.gather(*(ask() for _ in range(number))))
+        return Load()
+
+    cut_off: list[bool] = []
+    _, good = await beside(all_slow(), port, GOOD, pause=0.05)
+    must(good.statuses == {200} and not good.hangs, f"a good caller got {good.statuses}")
+    must(all(cut_off), f"{cut_off.count(False)} of {number} were waited for")
+    return [Figure("cut off (at least)", number, number)]
+
+
 # ---------------------------------------------------------------- changes under load
 
 
@@ -372,6 +444,49 @@ async def hot_swaps(
         must(not late, f"after {version} was there, {len(late)} by {set(late)}")
     must(answers[-1][1].headers.get("x-model-version") == str(versions[-1]), "the last is not used")
     return [Figure("requests (at least)", len(answers), 10_000 if len(versions) >= 20 else 1)]
+
+
+async def bad_versions(
+    port: int,
+    request: bytes,
+    *,
+    model: str,
+    good: int,
+    install: Sequence[Callable[[], Awaitable[int]]],
+    seconds: float = 30.0,
+) -> list[Figure]:
+    """Versions that cannot be loaded come under load: the good one answers everything, and status
+    tells of each that it has failed. `install` puts one there and says its number."""
+    answers: list[Answer] = []
+    done = asyncio.Event()
+
+    async def call() -> None:
+        caller = Caller(port)
+        while not done.is_set():
+            answers.append(await caller.ask(request, 30.0))
+        caller.close()
+
+    async def has_failed(version: int) -> bool:
+        answer = await exchange(port, http(f"/v1/models/{model}/versions/{version}"))
+        if answer.status != 200:
+            return False
+        (status,) = json.loads(answer.body)["model_version_status"]
+        return bool(status["state"] == "END" and status["status"]["error_message"])
+
+    calling = [asyncio.create_task(call()) for _ in range(2)]
+    try:
+        for put in install:
+            version = await put()
+            told = await until(lambda version=version: has_failed(version), seconds)
+            must(told, f"nothing is said of version {version}")
+    finally:
+        done.set()
+        await asyncio.gather(*calling)
+    failed = [answer for answer in answers if answer.status != 200]
+    must(not failed, f"{len(failed)} of {len(answers)} failed, the first: {failed[:1]}")
+    others = {answer.headers.get("x-model-version") for answer in answers} - {str(good)}
+    must(not others, f"answers of {others}")
+    return [Figure("requests (at least)", len(answers), 1)]
 
 
 async def stop_in_flight(

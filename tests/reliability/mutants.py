@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import checks
+from load import predict
 
+LARGE = 2**24  # bytes, more than the buffers between two sockets hold
 REASONS = {200: "OK", 400: "Bad Request", 408: "Timeout", 413: "Too Large", 429: "Busy"}
 
 
@@ -22,11 +24,13 @@ class Server:
     limit, inflated, header_seconds = 4_000, 10_000, 0.3
     seconds, running, waiting = 0.01, 2, 10
     retry = "retry-after: 1\r\n"
+    send_seconds = patience = 0.3
 
     def __init__(self) -> None:
         self.held = self.peak = 0
         self.version = 1
         self.is_available = {1: True}
+        self.bad: set[int] = set()
         self._slots = asyncio.Semaphore(self.running)
         self._waiting = 0
 
@@ -54,7 +58,12 @@ class Server:
                 path = head.split(b" ")[1].decode("latin-1") if b" " in head else ""
                 status, answer = await self.answer(path, head, body)
                 self._write(writer, status, answer)
-                await writer.drain()
+                try:
+                    async with asyncio.timeout(self.send_seconds):
+                        await writer.drain()
+                except TimeoutError:
+                    writer.transport.abort()
+                    return
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass
         except asyncio.CancelledError:
@@ -84,7 +93,12 @@ class Server:
         if "/versions/" in path and not path.endswith("predict"):
             version = int(path.rpartition("/")[2])
             state = "AVAILABLE" if self.is_available.get(version) else "LOADING"
-            return 200, {"model_version_status": [{"state": state}]}
+            if version in self.bad:
+                state = "END"
+            error = {"error_message": "broken" if version in self.bad else ""}
+            return 200, {"model_version_status": [{"state": state, "status": error}]}
+        if path == "/v1/models/large:predict":
+            return 200, "x" * LARGE
         if len(body) > self.limit:
             return 413, {"error": "large"}
         if b"gzip" in head:
@@ -100,10 +114,10 @@ class Server:
 
     def computed(self, body: bytes) -> tuple[int, object]:
         try:
-            json.loads(body)
-        except (ValueError, RecursionError):
+            rows = json.loads(body).get("instances", [])
+        except (AttributeError, ValueError, RecursionError):
             return 400, {"error": "no JSON"}
-        return 200, {}
+        return 200, {"predictions": rows}
 
     def refused(self) -> tuple[int, object]:
         return 429, {"error": "busy"}
@@ -127,6 +141,10 @@ class Server:
     async def install(self, version: int) -> None:
         self.is_available[version] = True
         self.version = version
+
+    async def install_bad(self) -> int:
+        self.bad.add(self.version + 1 + len(self.bad))
+        return max(self.bad)
 
 
 class Stops(Server):
@@ -215,6 +233,40 @@ class FailsWhenBusy(Server):
         return 500, {"error": "bug"}
 
 
+class FailsSometimes(Server):
+    def computed(self, body: bytes) -> tuple[int, object]:
+        self.version += 1
+        return super().computed(body) if self.version % 50 else (500, {"error": "bug"})
+
+
+class Mixes(Server):
+    """Gives some callers the numbers of another."""
+
+    latest: object = None
+
+    def computed(self, body: bytes) -> tuple[int, object]:
+        status, answer = super().computed(body)
+        if "predictions" in answer and self._waiting:
+            self.latest, answer = answer, self.latest or answer
+        return status, answer
+
+
+class WaitsForReaders(Server):
+    send_seconds = 60.0
+
+
+class TakesTheBad(Server):
+    async def install_bad(self) -> int:
+        version = await super().install_bad()
+        self.version = version
+        return version
+
+
+class SaysNothing(Server):
+    async def install_bad(self) -> int:
+        return self.version + 1
+
+
 class SwapsWithAGap(Server):
     async def install(self, version: int) -> None:
         self.computed = lambda body: (404, {"error": "none"})  # type: ignore[method-assign]
@@ -253,6 +305,29 @@ async def check_overload(server: Server, port: int) -> None:
     await checks.overload(port, checks.GOOD, seconds=0.3, memory=server.memory, is_strict=False)
 
 
+async def check_steady(server: Server, port: int) -> None:
+    server.header_seconds = 10.0
+    await checks.steady(port, checks.GOOD, seconds=0.6, is_strict=False)
+
+
+async def check_same(server: Server, port: int) -> None:
+    requests = [predict("m", [float(i)]) for i in range(4)]
+    await checks.same_beside_others(port, requests, at_once=3)
+
+
+async def check_readers(server: Server, port: int) -> None:
+    server.header_seconds = 10.0
+    large = predict("large", [])
+    await checks.slow_readers(port, large, number=2, seconds=server.patience + 0.5)
+
+
+async def check_bad_versions(server: Server, port: int) -> None:
+    server.header_seconds = 10.0
+    await checks.bad_versions(
+        port, checks.GOOD, model="m", good=1, install=[server.install_bad] * 2, seconds=1.0
+    )
+
+
 async def check_swaps(server: Server, port: int) -> None:
     await checks.hot_swaps(port, checks.GOOD, model="m", versions=[2, 3], install=server.install)
 
@@ -272,6 +347,11 @@ MUTANTS = [
     (check_overload, NeverRefuses),
     (check_overload, DoesNotSayWhen),
     (check_overload, FailsWhenBusy),
+    (check_steady, FailsSometimes),
+    (check_same, Mixes),
+    (check_readers, WaitsForReaders),
+    (check_bad_versions, TakesTheBad),
+    (check_bad_versions, SaysNothing),
     (check_swaps, SwapsWithAGap),
     (check_swaps, StaysWithTheOld),
     (check_stop, CutsOff),

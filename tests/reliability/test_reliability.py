@@ -34,7 +34,7 @@ SLOW_SECONDS = 1.0  # that headers and bodies have; fragments among the wrong re
 
 
 class Server:
-    def __init__(self, exports: Path, log: Path) -> None:
+    def __init__(self, exports: Path, log: Path, **more: object) -> None:
         import socket
 
         with socket.socket() as first, socket.socket() as second:
@@ -57,8 +57,10 @@ class Server:
             "max-inflated-bytes": INFLATED,
             "header-timeout-seconds": SLOW_SECONDS,
             "body-timeout-seconds": SLOW_SECONDS,
+            "send-timeout-seconds": SLOW_SECONDS,
             "max-running-requests": 20,
             "max-waiting-requests": 10,
+            **more,
         }
         command = [sys.executable, "-m", "serving"]
         command += [f"--{name}={value}" for name, value in options.items()]
@@ -75,7 +77,7 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reliability")
-    for name in ("half_plus_two", "mixed", "types", "gate", "examples"):
+    for name in ("half_plus_two", "mixed", "types", "gate", "examples", "busy"):
         toy_exports.MODELS[name](folder / "exports" / name / "3")
     server = Server(folder / "exports", folder / "log")
     yield server
@@ -192,10 +194,40 @@ def test_slow_clients(server):
     check(server, slow)
 
 
+def test_slow_readers(server):
+    # More than the buffers between two sockets hold.
+    body = b'{"signature_name": "wide", "instances": [1]}'
+    request = load.http("/v1/models/busy:predict", body)
+    number = 30 if IS_LONG else 2
+    slow = checks.slow_readers(server.port, request, number=number, seconds=SLOW_SECONDS + 2.0)
+    check(server, slow)
+
+
+def test_steady(server):
+    steady = checks.steady(
+        server.port,
+        load.predict("busy", [1.0]),
+        seconds=60.0 if IS_LONG else 1.0,
+        is_strict=IS_LONG,
+    )
+    check(server, steady)
+
+
+@pytest.mark.skipif(not IS_LONG, reason="make test has tests/serving/test_batching.py for it")
+def test_batched_equals_alone(server, tmp_path):
+    batched = Server(server.exports, tmp_path / "log", enable_batching="true")
+    requests = [load.predict("busy", [0.37 * i] * (1 + i % 3)) for i in range(20)]
+    try:
+        check(batched, checks.same_beside_others(batched.port, requests, at_once=1))
+    finally:
+        batched.process.kill()
+        batched.process.wait()
+
+
 def test_overload(server):
     flood = checks.overload(
         server.port,
-        load.predict("half_plus_two", [[1.0] * 500] * 200),
+        load.predict("busy", [1.0]),
         seconds=10.0 if IS_LONG else 0.5,
         memory=server.memory,
         is_strict=IS_LONG,
@@ -217,6 +249,35 @@ def test_hot_swaps(server, tmp_path):
         server.port, checks.GOOD, model="half_plus_two", versions=versions, install=install
     )
     check(server, swaps)
+
+
+def test_bad_versions(server, tmp_path):
+    """One whose graph is cut off, one whose weights are, and one that is still being copied."""
+    model = server.exports / "busy"
+
+    def put(number, name, keep):
+        def make():
+            folder = tmp_path / str(number)
+            shutil.copytree(model / "3", folder)
+            file = folder / name
+            file.write_bytes(file.read_bytes()[: int(keep * file.stat().st_size)])
+            folder.rename(model / str(number))
+            return number
+
+        return lambda: asyncio.to_thread(make)
+
+    bad = checks.bad_versions(
+        server.port,
+        load.predict("busy", [1.0]),
+        model="busy",
+        good=3,
+        install=[
+            put(4, "saved_model.pb", 0.5),
+            put(5, "variables/variables.data-00000-of-00001", 0.5),
+            put(6, "variables/variables.index", 0.0),
+        ],
+    )
+    check(server, bad)
 
 
 def test_stop_in_flight(server, tmp_path):

@@ -5,6 +5,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -16,6 +17,7 @@ from serving.keys import API_KEYS
 from serving.launcher import check_exposure
 from serving.logs import JsonLines, configure
 from serving.rates import RateLimit
+from serving.service import Service
 from serving.timing import Timing
 
 KEY = "user-key-0123456789"
@@ -193,6 +195,34 @@ def test_bodies_are_held_up_to_a_bound_also_while_they_come():
     asyncio.run(asyncio.wait_for(many(), 10))
     assert statuses[:4] == [429] * 4 and set(statuses[4:]) == {200}
     assert door._held == 0
+
+
+def test_a_thread_whose_caller_has_gone_still_counts():
+    leave, entered = threading.Event(), threading.Event()
+
+    def work(repository):
+        entered.set()
+        leave.wait(10)
+
+    async def run():
+        service = Service(None, num_threads=1, max_waiting=1)
+        held = asyncio.create_task(service.run(work))
+        await asyncio.to_thread(entered.wait, 10)
+        waiting = asyncio.create_task(service.run(work))
+        await asyncio.sleep(0)
+        for task in (held, waiting):  # the one has a thread, the other never gets one
+            task.cancel()
+        await asyncio.gather(held, waiting, return_exceptions=True)
+        assert (service.num_running, service.num_waiting) == (1, 0)
+        other = asyncio.create_task(service.run(lambda repository: "done"))
+        await asyncio.sleep(0)
+        assert service.num_waiting == 1 and service.is_full
+        leave.set()
+        assert await other == "done"
+        assert service.num_running == 0
+        service.close()
+
+    asyncio.run(run())
 
 
 def test_a_caller_may_ask_so_often():

@@ -12,18 +12,26 @@ from serving.http_protocol import MAX_HEADER_BYTES, protocol_with
 REQUEST = b"GET /a HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
+LARGE = 2**24  # bytes, more than the buffers between two sockets hold
+
+
 async def app(scope, receive, send):
-    await send({"type": "http.response.start", "status": 204, "headers": []})
-    await send({"type": "http.response.body", "body": b""})
+    is_large = scope["path"] == "/large"
+    status, body = (200, b"x" * LARGE) if is_large else (204, b"")
+    await send({"type": "http.response.start", "status": status, "headers": []})
+    await send({"type": "http.response.body", "body": body})
 
 
-def talk(conversation, header_seconds=0.15):
+def talk(conversation, header_seconds=0.15, send_seconds=0.15):
     """What `conversation(connect)` says; `connect()` gives reader and writer of a connection."""
     opened = []
 
     async def run():
         config = uvicorn.Config(
-            app, http=protocol_with(header_seconds), lifespan="off", log_config=None
+            app,
+            http=protocol_with(header_seconds, send_seconds),
+            lifespan="off",
+            log_config=None,
         )
         config.load()
         state, loop = ServerState(), asyncio.get_running_loop()
@@ -61,6 +69,33 @@ def test_headers_that_do_not_come_end_the_connection(first):
 
     answer = talk(conversation)
     assert answer.startswith(b"HTTP/1.1 408 ") and b"--header-timeout-seconds" in answer
+
+
+def test_who_does_not_read_on_loses_the_connection_and_who_reads_slowly_does_not():
+    request = REQUEST.replace(b"/a", b"/large").replace(
+        b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"
+    )
+
+    async def read(connect, pause):
+        reader, writer = await connect()
+        reader._transport.pause_reading()
+        writer.write(request)
+        await asyncio.sleep(pause)
+        reader._transport.resume_reading()
+        size = 0
+        try:
+            while part := await reader.read(2**20):
+                size += len(part)
+                await asyncio.sleep(pause / 20)
+        except ConnectionResetError:
+            pass
+        return size
+
+    async def conversation(connect):
+        return await asyncio.gather(read(connect, 0.02), read(connect, 1.0))
+
+    slow, stuck = talk(conversation)
+    assert slow > LARGE and stuck < LARGE
 
 
 def test_many_that_drip_do_not_hold_up_a_good_one():

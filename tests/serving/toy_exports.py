@@ -154,6 +154,24 @@ def mixed_model(path: Path) -> Path:
     return save_graph(path, build)
 
 
+def busy_model(path: Path) -> Path:
+    """y = x, after some milliseconds of matrix products: little to read and much to do."""
+
+    def build() -> Signatures:
+        x = v1.placeholder(tf.float32, [None], "x")
+        matrix = v1.get_variable("matrix", initializer=tf.eye(128))
+        power = tf.reduce_sum(x) * tf.ones([128, 128])
+        for _ in range(40):
+            power = tf.matmul(power, matrix)
+        many = tf.tile(x[:, None], [1, 2**22])
+        return {
+            "serving_default": ({"x": x}, {"y": x + 0.0 * power[0, 0]}),
+            "wide": ({"x": x}, {"y": many}),  # 20 MB of JSON a row
+        }
+
+    return save_graph(path, build)
+
+
 def types_model(path: Path) -> Path:
     """One identity signature per type, named after it."""
 
@@ -244,4 +262,5 @@ MODELS = {
     "mixed": mixed_model,
     "types": types_model,
     "gate": gate_model,
+    "busy": busy_model,
 }
