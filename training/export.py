@@ -45,7 +45,11 @@ _PACKAGES = ("tensorflow", "tensorflow-text", "keras", "numpy")
 
 
 def export_run(folder: Path, exports: Path) -> Path:
-    """Exports the best weights of the run in `folder` as the next version; returns its folder."""
+    """Exports the best weights of the run in `folder` as the next version; returns its folder.
+
+    Raises OSError when it cannot be written, as on a full disk; then nothing of it is left, and
+    earlier versions are as before.
+    """
     learner: Any = load_run(folder)
     config = read_config(folder)
     if isinstance(learner, WordVectorModel):
@@ -93,8 +97,13 @@ def export_run(folder: Path, exports: Path) -> Path:
         check_graph(beside)
         _check_golden(beside, golden)
         os.rename(beside, target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(beside, ignore_errors=True)
+        if isinstance(error, OSError | tf.errors.OpError):
+            raise OSError(
+                f"The export to {target} could not be written, and nothing of it is left; earlier "
+                f"versions are as before. Is the disk full? ({str(error).splitlines()[0]})"
+            ) from error
         raise
     return target
 

@@ -199,3 +199,28 @@ def test_versions_count_up_and_half_an_export_is_never_seen(trained_folder, tmp_
     with pytest.raises(OSError, match="No space left"):
         export.export_run(run, tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_named_and_leaves_the_earlier_versions(trained_folder, tmp_path):
+    """Files may hold 200 kB, as if there were no more room; the weights alone are larger."""
+    import resource
+
+    exports = tmp_path / "exports"
+    shutil.copytree(trained_folder / "exports" / "topics", exports / "topics")
+    before = {file: file.read_bytes() for file in (exports / "topics").rglob("*") if file.is_file()}
+    command = [sys.executable, "-m", "training", "export", "topics", "--exports", str(exports)]
+    done = subprocess.run(
+        [*command, "--runs", str(trained_folder / "runs")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
+    )
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert "could not be written, and nothing of it is left" in line and "Is the disk full?" in line
+    assert str(exports / "topics" / "2") in line
+    after = {file: file.read_bytes() for file in (exports / "topics").rglob("*") if file.is_file()}
+    assert after == before
+    assert [child.name for child in (exports / "topics").iterdir()] == ["1"]
