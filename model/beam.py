@@ -6,7 +6,13 @@ Axes: B batch, W beams, V vocabulary, S cache slots. Graph ops only, as `model/g
 import keras
 import tensorflow as tf
 
-from model.generation import answers, one_for_each_prompt, read_prompts, without_specials
+from model.generation import (
+    answers,
+    one_for_each_prompt,
+    read_prompts,
+    take_rows,
+    without_specials,
+)
 from model.tokenizers import END, PADDING, ReversibleTokenizer
 
 
@@ -39,7 +45,7 @@ def beam_search(
     exponent = tf.maximum(length_penalty, 0.0)
     each = tf.repeat(tf.range(B), W)
     logits, caches = model.prefill(start.tokens, start.lengths, start.num_slots)
-    logits, caches = _rows(logits, each), _rows(caches, each)  # (B W, V)
+    logits, caches = take_rows(logits, each), take_rows(caches, each)  # (B W, V)
     # All beams of a row are the same at first: one of them may go on.
     is_first = tf.range(W)[None, :] == 0
     scores = tf.where(is_first, tf.zeros([B, 1]), _NEVER)  # (B, W)
@@ -87,7 +93,7 @@ def beam_search(
         rows = tf.reshape(tf.range(B)[:, None] * W + source, [-1])
         # Rows that are done go on in place, at most in the last slot: nobody reads them again.
         position = tf.repeat(tf.minimum(start.lengths + step, start.num_slots - 1), W)
-        logits, caches = model.decode(tf.reshape(token, [-1]), position, _rows(caches, rows))
+        logits, caches = model.decode(tf.reshape(token, [-1]), position, take_rows(caches, rows))
         return step + 1, logits, caches, scores, written, best, best_text, best_size
 
     state = (0, logits, caches, scores, written, best, best_text, best_size)
@@ -103,7 +109,3 @@ def beam_search(
 
 
 _NEVER = -1e30  # the score of a beam that is none; finite, so that sums with it stay so
-
-
-def _rows(tensors, rows):
-    return tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), tensors)

@@ -1,7 +1,8 @@
 """Writing text: prefill the prompts, then decode one token a row until every row is done.
 
 Axes: B batch, T prompt, S cache slots. Everything is graph ops, so the same function generates in
-Python, inside an export, and in stock TensorFlow Serving.
+Python, inside an export, and in stock TensorFlow Serving. Other ways to write: `model/beam.py`,
+`model/contrastive.py`, `model/speculative.py`.
 """
 
 from typing import NamedTuple
@@ -160,6 +161,19 @@ def without_specials(logits: tf.Tensor) -> tf.Tensor:
     """Padding, unknown and begin are never written: (B, V) with END and the pieces left."""
     index = tf.range(tf.shape(logits)[-1])
     return tf.where(index < END, tf.float32.min, logits)
+
+
+def take_rows(tensors, rows):
+    """The rows `rows` int32 (B,) of every tensor of a cache or a state."""
+    return tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), tensors)
+
+
+def check_reads(model: keras.Model, way: str) -> None:
+    if not hasattr(model, "read"):
+        raise ValueError(
+            f"{way} needs a network that reads several tokens at once and can go back, "
+            f"as transformer_decoder. Received: {model.name}"
+        )
 
 
 def _text(tokenizer, written, num_tokens) -> tf.Tensor:

@@ -59,13 +59,18 @@ def sample(
     number decides it.
     """
     tokens, weights = kept(logits, temperature, top_k, top_p, min_p, typical_p)
+    return tf.gather(tokens, pick(weights, uniform), batch_dims=1)
+
+
+def pick(weights: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+    """An index in proportion to weights float32 (B, V) >= 0, by one number a row: int32 (B,)."""
     cumulative = tf.cumsum(weights, axis=-1)
     target = uniform[:, None] * cumulative[:, -1:]
     chosen = tf.reduce_sum(tf.cast(cumulative <= target, tf.int32), axis=-1)
-    # Rounding could carry `target` up to the total itself: stay on the last kept token.
-    rank = tf.range(tf.shape(weights)[-1])[None, :]
-    last = tf.reduce_max(tf.where(weights > 0, rank, 0), axis=-1)
-    return tf.gather(tokens, tf.minimum(chosen, last), batch_dims=1)
+    # Rounding could carry `target` up to the total itself: stay on the last with a weight.
+    index = tf.range(tf.shape(weights)[-1])[None, :]
+    last = tf.reduce_max(tf.where(weights > 0, index, 0), axis=-1)
+    return tf.minimum(chosen, last)
 
 
 def probabilities(
