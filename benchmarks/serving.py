@@ -164,8 +164,10 @@ def session_figures(path: Path, words: list[str], seconds: float) -> list[dict]:
     import numpy as np
 
     from serving import servable
+    from serving.config import ServerConfig
 
-    loaded = servable.load("m", 1, path)
+    # With the threads that the server gives it.
+    loaded = servable.load("m", 1, path, config=ServerConfig(exports=path.parents[1]))
     signature = loaded.signatures["serving_default"]
     feeds = (signature.inputs["text"].name,)
     fetches = tuple(sorted(info.name for info in signature.outputs.values()))
