@@ -40,11 +40,11 @@ from training.datasets.config import DatasetConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CALLERS = (1, 8, 32, 64)
-# What waits is taken at once, by a thread for each processor.
+# What waits is taken at once, by one thread, so that more waits until the next batch.
 BATCHING = """
 max_batch_size { value: 64 }
 batch_timeout_micros { value: 0 }
-num_batch_threads { value: 2 }
+num_batch_threads { value: 1 }
 max_enqueued_batches { value: 100 }
 """
 START_SECONDS = 90

@@ -155,12 +155,12 @@ def mixed_model(path: Path) -> Path:
 
 
 def busy_model(path: Path) -> Path:
-    """y = x, after some milliseconds of matrix products: little to read and much to do."""
+    """y = x, after a while of matrix products: little to read and much to do."""
 
     def build() -> Signatures:
         x = v1.placeholder(tf.float32, [None], "x")
-        matrix = v1.get_variable("matrix", initializer=tf.eye(128))
-        power = tf.reduce_sum(x) * tf.ones([128, 128])
+        matrix = v1.get_variable("matrix", initializer=tf.eye(256))
+        power = tf.reduce_sum(x) * tf.ones([256, 256])
         for _ in range(40):
             power = tf.matmul(power, matrix)
         many = tf.tile(x[:, None], [1, 2**22])
