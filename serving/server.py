@@ -71,6 +71,7 @@ async def _serve(config: ServerConfig) -> bool:
         def capture_signals(self) -> Iterator[None]:
             yield  # signals are ours: draining comes before closing
 
+    metrics_path = metrics.page_path(config.monitoring_config_file)  # wrong, it ends the start
     repository = _repository(config)
     service = Service(repository, num_threads(config), config.max_waiting_requests)
     tracer = Tracer() if config.telemetry else None
@@ -88,7 +89,7 @@ async def _serve(config: ServerConfig) -> bool:
     http_server = HttpServer(
         uvicorn.Config(
             Door(
-                create_app(service, metrics.page_path(config.monitoring_config_file), config),
+                create_app(service, metrics_path, config),
                 service,
                 config,
                 tracer=tracer,
