@@ -17,14 +17,15 @@ class BagOfNgrams(keras.Model):
     logits = scale * sum_i u_i W[ngram_i] / ||u|| + b. `weighting` says what u is: 1 for every
     n-gram; `idf`, ln((1 + N) / (1 + n)) + 1 for one that n of N training texts have (as
     scikit-learn's TfidfVectorizer); or `naive_bayes`, its largest log-count ratio (Wang & Manning,
-    2012, sec. 2.3, of any number of labels). By the last two, n-grams that fewer
-    than `min_texts` training texts have count nothing.
+    2012, sec. 2.3, of any number of labels). By the last two, n-grams that fewer than `min_texts`
+    training texts have count nothing. Where the tokenizer counts, u is times 1 + ln(c) for an
+    n-gram that the text has c times (scikit-learn's sublinear_tf).
 
     `adapt` finds u and starts W from the log-count ratios (their eq. 2, for each label against the
     mean of all); training goes on from there: with few examples it begins where naive Bayes ends.
 
-    Call: `tokens` int32 (B, T), distinct ids of a row's n-grams, 0 is padding -> logits float32
-    (B, K). `ngram_dropout` leaves out whole n-grams in training.
+    Call: `tokens` int32 (B, T), distinct ids of a row's n-grams, each plus V (c - 1), 0 is padding
+    -> logits float32 (B, K). `ngram_dropout` leaves out whole n-grams in training.
     """
 
     def __init__(self, config: BagOfNgramsConfig, vocabulary_size: int, num_labels: int):
@@ -47,7 +48,9 @@ class BagOfNgrams(keras.Model):
         self.dropout = Dropout(config.ngram_dropout, dtype="float32", name="dropout")
 
     def call(self, tokens, training=False):
-        value = tf.cast(tokens != 0, tf.float32)  # (B, T)
+        counts = tf.cast(tokens // self.vocabulary_size + 1, tf.float32)
+        value = tf.where(tokens != 0, 1.0 + tf.math.log(counts), 0.0)  # (B, T)
+        tokens %= self.vocabulary_size
         if self.ngram_weight is not None:
             value *= tf.gather(self.ngram_weight, tokens)
         length = tf.sqrt(tf.reduce_sum(value**2, axis=1, keepdims=True))
@@ -101,19 +104,23 @@ class BagOfNgrams(keras.Model):
         self.weight.embeddings.assign(self.config.naive_bayes_scale * weights)
         if self.ngram_weight is None:
             return
-        num_texts = np.bincount(np.concatenate(rows), minlength=self.vocabulary_size)
+        num_texts = np.bincount(self._ngrams(rows), minlength=self.vocabulary_size)
         if self.config.weighting == "idf":
             weight = np.log((1 + len(rows)) / (1 + num_texts)) + 1
         else:
             weight = np.abs(ratio).max(axis=1)
         self.ngram_weight.assign(weight * (num_texts >= self.config.min_texts))
 
+    def _ngrams(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """The ids of all rows without their counts: whether a text has an n-gram is what counts."""
+        return np.concatenate(rows) % self.vocabulary_size
+
     def _log_count_ratios(
         self, rows: Sequence[np.ndarray], labels: np.ndarray, num_labels: int
     ) -> np.ndarray:
         """float (V, K): each label's log-count against the mean of all labels."""
         lengths = [len(row) for row in rows]
-        cells = np.concatenate(rows) * num_labels + np.repeat(labels, lengths)
+        cells = self._ngrams(rows) * num_labels + np.repeat(labels, lengths)
         size = self.vocabulary_size * num_labels
         counts = np.bincount(cells, minlength=size).reshape(-1, num_labels)  # (V, K)
         seen = counts.sum(axis=1, keepdims=True) > 0

@@ -102,6 +102,13 @@ def adapted_table(
             f"--adapt is for runs with target={CLASS} or {GRADE}: it is measured by the "
             f"cross-entropy of one label a text. Received: a run with target={target}"
         )
+    if any(method == "neighbours" for method, _ in requests) and getattr(
+        learner.config.tokenizer, "has_counts", False
+    ):
+        raise ValueError(
+            "--adapt neighbours compares token ids, and with tokenizer.has_counts=true each count "
+            "has an id of its own: fit a run with has_counts=false for it."
+        )
     needs_data = any(
         "rate" not in numbers or method == "neighbours" or numbers.get("scaling") == "rms"
         for method, numbers in requests

@@ -54,6 +54,9 @@ class WordTokenizerConfig:
         _check_normalization(self)
 
 
+MAX_COUNT = 64  # of an n-gram in a text; what is more counts as so many
+
+
 @dataclass(frozen=True, kw_only=True)
 class NgramTokenizerConfig:
     """The set of word n-grams, and of character n-grams inside words, hashed into buckets."""
@@ -62,6 +65,7 @@ class NgramTokenizerConfig:
     min_character_ngram: int = 3  # characters, the word's two ends included
     max_character_ngram: int = 0  # 0 leaves character n-grams out
     num_buckets: int = 2**18
+    has_counts: bool = False  # an id says too how often its n-gram occurs in the text
     normalization: str = "nfkc_cf"  # or nfkc: case is kept; none: nothing is changed
     simplify: bool = False  # Traditional Chinese characters become Simplified ones
     name: str = "ngram"
@@ -77,6 +81,12 @@ class NgramTokenizerConfig:
         )
         _check_normalization(self)
         require(1 < self.num_buckets < 2**31, "tokenizer.num_buckets", "above 1", self.num_buckets)
+        require(
+            not self.has_counts or (self.num_buckets + 1) * MAX_COUNT < 2**31,
+            "tokenizer.num_buckets",
+            f"below {2**31 // MAX_COUNT:,} with tokenizer.has_counts",
+            self.num_buckets,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

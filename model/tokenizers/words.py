@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from model.config.tokenizers import NgramTokenizerConfig, WordTokenizerConfig
+from model.config.tokenizers import MAX_COUNT, NgramTokenizerConfig, WordTokenizerConfig
 from model.tokenizers.normalization import (
     CASE_FOLDED,
     UNKNOWN,
@@ -108,7 +108,7 @@ class NgramTokenizer(tf.Module):
 
     Word n-grams run over `split_words`; character n-grams run inside each word with `<` and `>`
     at its ends (Bojanowski et al., 2017, sec. 3.2). Call: string (B,) -> ragged int32 (B, T),
-    distinct ids from 1 to `num_buckets`.
+    distinct ids from 1 to `num_buckets`; with `has_counts` id + (count - 1) * (num_buckets + 1).
     """
 
     def __init__(self, config: NgramTokenizerConfig, normalize: Normalizer | None = None):
@@ -136,7 +136,10 @@ class NgramTokenizer(tf.Module):
             values.append(tf.strings.join(["\x01", pieces.flat_values]))
             rows.append(tf.gather(row_of_word, pieces.value_rowids()))
         hashed = tf.strings.to_hash_bucket_fast(tf.concat(values, 0), self.config.num_buckets)
-        return _distinct(hashed + 1, tf.concat(rows, 0), num_rows, self.vocabulary_size)
+        ids, rows_of_ids = hashed + 1, tf.concat(rows, 0)
+        return _distinct(
+            ids, rows_of_ids, num_rows, self.vocabulary_size, has_counts=self.config.has_counts
+        )
 
     def save(self, folder: Path) -> None:
         """Nothing to keep but a table of characters: the configuration says the rest."""
@@ -147,11 +150,18 @@ class NgramTokenizer(tf.Module):
         return cls(config, Normalizer.load(folder, config))
 
 
-def _distinct(ids: tf.Tensor, rows: tf.Tensor, num_rows: tf.Tensor, num_ids: int):
+def _distinct(
+    ids: tf.Tensor, rows: tf.Tensor, num_rows: tf.Tensor, num_ids: int, *, has_counts: bool
+):
     """Each row's ids once, ascending: int64 (L,) with its row (L,) -> ragged int32 (B, T)."""
-    keys = tf.sort(rows * num_ids + ids)
-    is_first = tf.concat([tf.ones_like(keys[:1], tf.bool), keys[1:] != keys[:-1]], 0)
-    keys = tf.boolean_mask(keys, is_first)
+    all_keys = tf.sort(rows * num_ids + ids)
+    is_first = tf.concat([tf.ones_like(all_keys[:1], tf.bool), all_keys[1:] != all_keys[:-1]], 0)
+    keys = tf.boolean_mask(all_keys, is_first)
+    values = keys % num_ids
+    if has_counts:
+        starts = tf.where(is_first)[:, 0]
+        ends = tf.concat([starts[1:], tf.shape(all_keys, tf.int64)[:1]], 0)
+        values += num_ids * (tf.minimum(ends - starts, MAX_COUNT) - 1)
     return tf.RaggedTensor.from_value_rowids(
-        tf.cast(keys % num_ids, tf.int32), keys // num_ids, num_rows, validate=False
+        tf.cast(values, tf.int32), keys // num_ids, num_rows, validate=False
     )

@@ -7,6 +7,7 @@ import functools
 import itertools
 import re
 import unicodedata
+from collections import Counter
 
 import numpy as np
 import regex  # re knows no scripts
@@ -56,17 +57,19 @@ def character_ids(data, vocabulary, max_tokens, form, simplified=None):
     return [ids.get(character, UNKNOWN) for character in text][:max_tokens]
 
 
-def ngram_ids(data, *, max_ngram, characters, num_buckets, **how):
+def ngram_ids(data, *, max_ngram, characters, num_buckets, has_counts, **how):
     """`characters` are the widths of character n-grams."""
-    found, split = set(), words(data, **how)
+    found, split = [], words(data, **how)
     for width in range(1, max_ngram + 1):
         for i in range(len(split) - width + 1):
-            found.add(" ".join(split[i : i + width]))
+            found.append(" ".join(split[i : i + width]))
     for word, width in itertools.product(split, characters):
         marked = f"<{word}>"
         for i in range(len(marked) - width + 1):
-            found.add("\x01" + marked[i : i + width])
-    return sorted({fingerprint64(gram.encode()) % num_buckets + 1 for gram in found})
+            found.append("\x01" + marked[i : i + width])
+    counts = Counter(fingerprint64(gram.encode()) % num_buckets + 1 for gram in found)
+    times = {i: min(count, 64) - 1 if has_counts else 0 for i, count in counts.items()}
+    return [i + times[i] * (num_buckets + 1) for i in sorted(counts)]
 
 
 def wordpiece_ids(data, vocabulary, max_tokens, **how):

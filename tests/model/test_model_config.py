@@ -85,6 +85,7 @@ WRONG = {
         "min_character_ngram": (0, -1),
         "max_character_ngram": (2, -1),
         "num_buckets": (1, 0, 2**31),
+        "has_counts": (),
     },
     SentencePieceTokenizerConfig: NORMALIZED
     | {
@@ -177,6 +178,9 @@ def test_a_wrong_value_is_refused_under_the_name_a_user_types(config, setting, v
 def test_values_at_the_edge_are_taken():
     WordTokenizerConfig(vocabulary_size=3, min_count=1, max_tokens=1)
     NgramTokenizerConfig(max_ngram=1, min_character_ngram=3, max_character_ngram=3, num_buckets=2)
+    NgramTokenizerConfig(num_buckets=2**25 - 2, has_counts=True)
+    with pytest.raises(ValueError, match="tokenizer.num_buckets must be below 33,554,432 with"):
+        NgramTokenizerConfig(num_buckets=2**25, has_counts=True)
     ByteBPETokenizerConfig(vocabulary_size=260, max_tokens=None)
     BagOfNgramsConfig(naive_bayes_scale=0.0, ngram_dropout=0.0)
     TransformerDecoderConfig(width=8, num_heads=4, num_layers=1, dropout=0.0, context_length=2)

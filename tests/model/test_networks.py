@@ -339,6 +339,25 @@ def test_weighted_ngrams_make_a_text_a_vector_of_length_one(weighting, min_texts
     np.testing.assert_allclose(model(padded([[20], []])), [bias, bias], atol=1e-6)
 
 
+def test_counted_ngrams_are_scikit_learns_sublinear_tf_idf():
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(analyzer=lambda row: row, sublinear_tf=True)
+    vectorizer.fit([row for row in TRAIN_ROWS])
+    text = [1, 2, 2, 2, 2, 2, 5, 5]
+    vector = vectorizer.transform([text]).toarray()[0]
+    config = BagOfNgramsConfig(weighting="idf", naive_bayes_scale=0.0, scale=2.0)
+    model = build_model(config, VOCABULARY, LABELS, seed=0)
+    # Of a training text too only whether it has an n-gram counts for idf.
+    model.adapt([row + VOCABULARY * (i % 3) for i, row in enumerate(TRAIN_ROWS)], TRAIN_LABELS)
+    weights = np.random.default_rng(0).normal(size=(VOCABULARY, LABELS)).astype("float32")
+    model.weight.embeddings.assign(weights)
+    known = [int(i) for i in vectorizer.get_feature_names_out()]
+    expected = 2.0 * vector @ weights[known] + model.bias.numpy()
+    counted = [1, 2 + 4 * VOCABULARY, 5 + VOCABULARY]
+    np.testing.assert_allclose(model(padded([counted]))[0], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_the_scale_of_naive_bayes_multiplies_its_weights_and_zero_leaves_the_prior():
     weights = {}
     for scale in (0.0, 0.5, 1.0):

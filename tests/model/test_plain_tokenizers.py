@@ -33,6 +33,7 @@ def ngrams(tokenizer):
         max_ngram=config.max_ngram,
         characters=range(config.min_character_ngram, config.max_character_ngram + 1),
         num_buckets=config.num_buckets,
+        has_counts=config.has_counts,
         **how(tokenizer),
     )
 
@@ -56,6 +57,10 @@ CASES = {
     "word": ({}, by_words(plain.word_ids, "words")),
     "word-none": ({"normalization": "none"}, by_words(plain.word_ids, "words")),
     "ngram": ({"max_character_ngram": 4}, ngrams),
+    "ngram-counts": (
+        {"max_character_ngram": 2, "min_character_ngram": 2, "has_counts": True},
+        ngrams,
+    ),
     "character": ({}, by_words(plain.character_ids, "characters")),
     "character-nfkc": ({"normalization": "nfkc"}, by_words(plain.character_ids, "characters")),
     "wordpiece": ({"vocabulary_size": 300}, by_words(plain.wordpiece_ids, "pieces")),

@@ -142,6 +142,9 @@ def test_auto_trains_evaluates_predicts_and_exports_as_any_run(tmp_path, capsys,
     np.testing.assert_allclose(answer[signatures.SCORES], expected, atol=1e-5)
     assert main(["evaluate", str(folder), "--adapt", "tent"]) == 1
     assert "--adapt must be without an ensemble" in capsys.readouterr().err
+    (bag,) = (folder / "members").glob("idf-*")
+    assert main(["evaluate", str(bag), "--adapt", "neighbours"]) == 1
+    assert "--adapt neighbours compares token ids" in capsys.readouterr().err
 
 
 def test_without_time_the_first_candidate_sees_every_text_and_the_rest_are_left_out(

@@ -40,6 +40,7 @@ def candidates(
         max_ngram=2 if is_spaced else 3,
         max_character_ngram=5 if is_spaced and not is_long else 0,
         num_buckets=buckets,
+        has_counts=True,
     )
     strength = (1.4 if num_labels == 2 else 7.0) if is_long else STRENGTH
     rate = strength * BATCH_SIZE / epochs
