@@ -247,10 +247,15 @@ def test_penalties_are_the_formulas(penalties):
 def test_no_ngram_is_written_twice():
     """Every row against the plain search for each n-gram in the text; padding is none of it."""
     rng, vocabulary_size, num_forbidden = np.random.default_rng(0), 4, 0
-    rows = [rng.integers(1, vocabulary_size, size=size).tolist() for size in [*range(9)] * 20]
+    rows = [
+        rng.integers(1, vocabulary_size, size=size).tolist() for size in [*range(STEPS + 1)] * 20
+    ]
     ngram = rng.integers(0, 5, size=len(rows))
-    text = tf.pad(on_the_right(rows), [[0, 0], [0, 2]])  # and nothing behind it yet
+    text = on_the_right(rows)
     found = would_repeat(text, STEPS, tf.constant(ngram, tf.int32), vocabulary_size).numpy()
+    longer = tf.pad(text, [[0, 0], [0, 2]])  # nothing is written behind the end yet
+    again = would_repeat(longer, STEPS, tf.constant(ngram, tf.int32), vocabulary_size)
+    np.testing.assert_array_equal(again, found)
     for row, n, forbidden in zip(rows, ngram, found, strict=True):
         ngrams = [row[i : i + n] for i in range(len(row) - n + 1)] if n else []
         last = row[len(row) - n + 1 :] if n > 1 else []
@@ -274,6 +279,7 @@ def test_the_first_occurrence_of_any_string_in_bytes():
     found = first_occurrence(tf.constant(texts), tf.constant(strings))
     assert found.numpy().tolist() == expected
     assert -1 in expected and 0 in expected and max(expected) > 4
+    assert first_occurrence(tf.constant(["ba"]), tf.constant([["ab"]])).numpy() == [-1]
     assert first_occurrence(tf.constant(["a"]), tf.zeros([1, 0], tf.string)).numpy() == [-1]
 
 
