@@ -255,7 +255,12 @@ class _Calls:
         version: int | None = None,
         timeout: float | None = None,
     ) -> Steps[list[Classification]]:
-        """One `Classification` per text, in order. No texts: an empty list, and no request."""
+        """One `Classification` per text, in order. No texts: an empty list, and no request.
+
+        Raises InvalidRequest for a single str, whose letters would be the texts.
+        """
+        if isinstance(texts, str):
+            raise InvalidRequest(f"Texts are a list of str. Received one str: {texts[:40]!r}")
         if not texts:
             return []
         body = {"instances": [{"text": text} for text in texts]}

@@ -56,11 +56,12 @@ class Door:
         service: Service,
         config: ServerConfig,
         *,
+        rates: RateLimit | None = None,
         tracer: Tracer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app, self._service, self._config = app, service, config
-        self._keys, self._rates = Keys.from_config(config), RateLimit.from_config(config)
+        self._keys, self._rates = Keys.from_config(config), rates
         self._tracer, self._clock = tracer, clock
         self._held = 0  # bytes of bodies that have come, whole or in part, and are not answered yet
 

@@ -32,6 +32,7 @@ from serving.codec import tensor_to_proto
 from serving.config import ConfigError, ServerConfig
 from serving.errors import INTERNAL_TEXT, Code, ServingError, as_serving_error, invalid_argument
 from serving.keys import Keys
+from serving.rates import RateLimit
 from serving.repository import Repository
 from serving.service import Service, num_threads
 from serving.timing import Timing
@@ -70,7 +71,9 @@ class GrpcServer:
     Raises ConfigError for settings that cannot work.
     """
 
-    def __init__(self, service: Service, config: ServerConfig) -> None:
+    def __init__(
+        self, service: Service, config: ServerConfig, rates: RateLimit | None = None
+    ) -> None:
         self._config, self._health = config, None
         threads = config.grpc_max_threads or num_threads(config)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
@@ -80,7 +83,7 @@ class GrpcServer:
             options=_options(config),
             maximum_concurrent_rpcs=threads + config.max_waiting_requests,
         )
-        calls = Calls(service, config)
+        calls = Calls(service, config, rates)
         for name, methods in _SERVICES.items():
             handlers = {
                 method: grpc.unary_unary_rpc_method_handler(
@@ -145,6 +148,11 @@ class GrpcServer:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
+def _host(peer: str) -> str:
+    """The address in "ipv4:127.0.0.1:5000", as the REST side has it; empty for a Unix socket."""
+    return peer.partition(":")[2].rpartition(":")[0]
+
+
 class KeyedReflection(grpc.ServerInterceptor):
     """Asks callers of reflection for a key, as `Calls` asks its own; health wants none."""
 
@@ -167,9 +175,11 @@ class KeyedReflection(grpc.ServerInterceptor):
 class Calls:
     """Answers every method of both services."""
 
-    def __init__(self, service: Service, config: ServerConfig) -> None:
+    def __init__(
+        self, service: Service, config: ServerConfig, rates: RateLimit | None = None
+    ) -> None:
         self._service, self._config = service, config
-        self._keys = Keys.from_config(config)
+        self._keys, self._rates = Keys.from_config(config), rates
         self._work: dict[str, Callable[..., Any]] = {
             "Predict": self._predict,
             "Classify": self._classify,
@@ -193,7 +203,8 @@ class Calls:
         headers = _headers(context.invocation_metadata())
         try:
             context.send_initial_metadata([(REQUEST_ID, _request_id(headers))])
-            self._keys.check(headers, admin=method == "HandleReloadConfigRequest")
+            who = self._keys.check(headers, admin=method == "HandleReloadConfigRequest")
+            self._check_rate(who or _host(context.peer()))
             request = _read(kind, body)
             model = _model_of(request)
             timing.parse = time.perf_counter() - began
@@ -212,6 +223,14 @@ class Calls:
         if method in _INFERENCE:
             metrics.count_request(model, known.code.name)
         context.abort(grpc.StatusCode[known.code.name], _cut(known.message))
+
+    def _check_rate(self, who: str) -> None:
+        if self._rates and (seconds := self._rates.wait(who)):
+            metrics.count_shed("rate")
+            raise ServingError(
+                Code.RESOURCE_EXHAUSTED,
+                f"More than --rate-limit={self._config.rate_limit}; come again in {seconds:.0f} s.",
+            )
 
     def _run(self, method: str, request: Any, timing: Timing, context: Any) -> Any:
         work, timeout = self._work[method], context.time_remaining()

@@ -97,6 +97,11 @@ def promote(path: Path, model: str, target: str, label: str | None) -> str:
     file.check_folder(version)
     before: str | int | None
     after: str | int
+    if label is not None and not re.fullmatch(r"[^/:\"'\\\x00-\x1f]+", label):
+        raise ConfigError(
+            "--label is part of an address: not empty, no quotes, '/', ':' or '\\'. "
+            f"Received: {label!r}"
+        )
     if label is None:
         _check_alone(file.model, version)
         before, after = file.policy(), f"specific {{ versions: {version} }}"

@@ -59,6 +59,7 @@ async def _serve(config: ServerConfig) -> bool:
     from serving.door import Door
     from serving.grpc_server import GrpcServer
     from serving.http_protocol import protocol_with
+    from serving.rates import RateLimit
     from serving.rest import create_app
     from serving.service import Service, num_threads
     from serving.telemetry import Tracer
@@ -82,7 +83,8 @@ async def _serve(config: ServerConfig) -> bool:
     if not config.is_discovering and not await _is_available(repository, stopping):
         return await asyncio.to_thread(repository.stop, CLOSING_SECONDS)
 
-    grpc_server = GrpcServer(service, config)
+    rates = RateLimit.from_config(config)  # of one caller over REST and gRPC together
+    grpc_server = GrpcServer(service, config, rates)
     for address in grpc_server.start(host):
         log.info("gRPC: %s", address)
 
@@ -92,6 +94,7 @@ async def _serve(config: ServerConfig) -> bool:
                 create_app(service, metrics_path, config),
                 service,
                 config,
+                rates=rates,
                 tracer=tracer,
             ),
             http=protocol_with(config.header_timeout_seconds, config.send_timeout_seconds),

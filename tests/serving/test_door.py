@@ -251,7 +251,8 @@ def test_a_caller_may_ask_so_often():
         return {"type": "http.request", "body": b"", "more_body": False}
 
     scope = {"type": "http", "method": "GET", "path": "/v1", "headers": [], "client": ("a", 1)}
-    asyncio.run(Same(app, Waiting(), door_config)(scope, receive, send))
+    rates = RateLimit.from_config(door_config)
+    asyncio.run(Same(app, Waiting(), door_config, rates=rates)(scope, receive, send))
     assert statuses == [200, 200, 429] and b"retry-after" in sent[-1]
     assert metrics.counter("/stepwise/serving/shed_requests") == before + 1
 

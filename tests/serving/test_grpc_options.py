@@ -21,6 +21,7 @@ from test_grpc_server import predict_request, refused
 from serving.config import ConfigError, ServerConfig
 from serving.grpc_server import GrpcServer
 from serving.keys import ADMIN_KEYS, API_KEYS
+from serving.rates import RateLimit
 from serving.service import Service
 
 PREDICT = predict_request("half_plus_two", {"x": [1.0]})
@@ -29,8 +30,8 @@ PREDICT = predict_request("half_plus_two", {"x": [1.0]})
 @contextlib.contextmanager
 def running(repository, **settings):
     """A server of this process and its service; `settings` need a socket or a port."""
-    service = Service(repository)
-    server = GrpcServer(service, ServerConfig(**{"port": 0} | settings))
+    service, rates = Service(repository), settings.pop("rates", None)
+    server = GrpcServer(service, ServerConfig(**{"port": 0} | settings), rates)
     try:
         server.start("127.0.0.1")
         yield service, server
@@ -103,6 +104,15 @@ def test_keys_are_asked_for_and_an_admins_to_reload(repository, socket_path, mon
         with pytest.raises(grpc.RpcError) as caught:
             reload(model_management_pb2.ReloadConfigRequest(), timeout=10, metadata=key)
         assert caught.value.code().name == "PERMISSION_DENIED"
+
+
+def test_a_caller_may_ask_so_often_over_both_ways_together(repository, socket_path):
+    rates = RateLimit("2/minute")
+    with channel_to(repository, socket_path, rates=rates, rate_limit="2/minute") as (channel, *_):
+        assert predict(channel)(PREDICT, timeout=10)
+        assert rates.wait("") == 0  # as a request over REST would count
+        code, details = refused(predict(channel), PREDICT)
+        assert code == "RESOURCE_EXHAUSTED" and "--rate-limit=2/minute; come again in" in details
 
 
 def test_reflection_wants_a_key_and_health_none(repository, socket_path, monkeypatch):

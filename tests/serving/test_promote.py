@@ -46,6 +46,14 @@ def run(file, *arguments):
     return main([*arguments, f"--config={file}"])
 
 
+@pytest.mark.parametrize("label", ["", 'a"b', "a/b", "a:b", "a\nb"])
+def test_a_label_that_no_address_can_name_is_refused(file, capsys, label):
+    before = file.read_bytes()
+    assert run(file, "promote", "sentiment", "7", f"--label={label}") != 0
+    assert "--label is part of an address" in capsys.readouterr().err
+    assert file.read_bytes() == before
+
+
 def test_a_label_moves_and_goes_back_and_nothing_else_changes(file, capsys):
     before = file.read_text()
     assert run(file, "promote", "sentiment", "7", "--label=stable") == 0

@@ -226,6 +226,11 @@ def test_classify(client):
     assert answers[0].scores["positive"] == pytest.approx(0.8)
 
 
+def test_one_text_is_no_list_of_letters(client):
+    with pytest.raises(InvalidRequest, match="Texts are a list of str. Received one str: 'good'"):
+        client.classify("classifier", "good")
+
+
 def test_generate_sends_every_setting(client):
     answer = client.generate(
         "generator", "从前", max_tokens=7, temperature=0.5, top_k=4, top_p=1, seed=3
