@@ -312,11 +312,13 @@ async def overload(
 async def steady(port: int, request: bytes, *, seconds: float, is_strict: bool) -> list[Figure]:
     """Seven tenths of what can be done: no error, no long wait, and health is answered throughout.
 
-    `is_strict` holds to times, which wants a quiet machine.
+    `is_strict` holds to times, which wants a quiet machine; without it the load is half of that,
+    as other work may take the other half of the machine meanwhile.
     """
+    share = 0.7 if is_strict else 0.35
     full = await callers(port, request, num_callers=8, seconds=min(seconds, 5.0))
     must(full.statuses == {200}, f"{full.statuses} before any load")
-    work = arrivals(port, request, rate=0.7 * full.rate, seconds=seconds)
+    work = arrivals(port, request, rate=share * full.rate, seconds=seconds)
     load, health = await beside(work, port, HEALTH, pause=0.05)
     must(load.statuses == {200} and not load.hangs, f"{load.statuses}, {load.hangs} hung")
     must(health.statuses == {200} and not health.hangs, f"health: {health.statuses}")

@@ -92,9 +92,9 @@ def test_who_does_not_read_on_loses_the_connection_and_who_reads_slowly_does_not
         return size
 
     async def conversation(connect):
-        return await asyncio.gather(read(connect, 0.02), read(connect, 1.0))
+        return await asyncio.gather(read(connect, 0.02), read(connect, 2.5))
 
-    slow, stuck = talk(conversation)
+    slow, stuck = talk(conversation, send_seconds=1.0)
     assert slow > LARGE and stuck < LARGE
 
 
