@@ -22,7 +22,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -174,6 +174,42 @@ async def take_in_loop(
             answer = await (sleep(step.seconds) if isinstance(step, Pause) else send(step))
         except ClientError as failure:
             error = failure
+
+
+class Closes:
+    """`with` closes it at the end."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class ClosesInLoop:
+    """`async with` closes it at the end."""
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
 
 
 class _Calls:
@@ -504,7 +540,7 @@ class _Calls:
         )
 
 
-class Client(_Calls):
+class Client(_Calls, Closes):
     """Talks to one server. Threads may share an instance; connections are kept open between calls.
 
     `timeout` is in seconds, for each of connecting, sending and waiting for the answer. `api_key`
@@ -516,17 +552,6 @@ class Client(_Calls):
 
     def _open(self, sleep: Callable[[float], Any] | None, **options: Any) -> None:
         self._http, self._sleep = httpx.Client(**options), sleep or time.sleep
-
-    def __enter__(self) -> "Client":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self._http.close()
@@ -560,7 +585,7 @@ class Client(_Calls):
         return response
 
 
-class AsyncClient(_Calls):
+class AsyncClient(_Calls, ClosesInLoop):
     """`Client` for an event loop: the same settings and methods, each method to be awaited.
 
     `timeout` is in seconds and for the whole of a request. Leaving a call cancels the request.
@@ -568,17 +593,6 @@ class AsyncClient(_Calls):
 
     def _open(self, sleep: Callable[[float], Any] | None, **options: Any) -> None:
         self._http, self._sleep = httpx.AsyncClient(**options), sleep or asyncio.sleep
-
-    async def __aenter__(self) -> "AsyncClient":
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         await self._http.aclose()

@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import grpc
@@ -25,6 +24,8 @@ from serving.client import (
     AccessDenied,
     Classification,
     ClientError,
+    Closes,
+    ClosesInLoop,
     Generation,
     InvalidRequest,
     ModelNotFound,
@@ -421,7 +422,7 @@ class _GrpcCalls:
         )
 
 
-class GrpcClient(_GrpcCalls):
+class GrpcClient(_GrpcCalls, Closes):
     """Talks to one server by gRPC. Threads may share an instance.
 
     `timeout` is in seconds, for a whole call, and the server is told of it. `api_key`, `retries`
@@ -437,17 +438,6 @@ class GrpcClient(_GrpcCalls):
         )
         self._sleep = sleep or time.sleep
 
-    def __enter__(self) -> "GrpcClient":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         self._channel.close()
 
@@ -461,7 +451,7 @@ class GrpcClient(_GrpcCalls):
             raise self._known(error, rpc) from error
 
 
-class AsyncGrpcClient(_GrpcCalls):
+class AsyncGrpcClient(_GrpcCalls, ClosesInLoop):
     """`GrpcClient` for an event loop: the same settings and methods, each method to be awaited."""
 
     def _open(self, address: str, credentials: Any, options: Any, sleep: Any) -> None:
@@ -471,17 +461,6 @@ class AsyncGrpcClient(_GrpcCalls):
             else grpc.aio.insecure_channel(address, options)
         )
         self._sleep = sleep or asyncio.sleep
-
-    async def __aenter__(self) -> "AsyncGrpcClient":
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         await self._channel.close()

@@ -479,6 +479,17 @@ def test_a_run_in_a_batch_has_a_time_limit(tmp_path):
     together.close()
 
 
+def batching_server(exports, file):
+    """What a server of `exports` that batches by `file` has: its settings and its models."""
+    config = ServerConfig(
+        exports=exports, enable_batching=True, batching_parameters_file=file, allow_foreign=True
+    )
+    repository = Repository(config, servable.loader(config))
+    repository.start()
+    wait_until(lambda: repository.readiness()[0])
+    return config, repository
+
+
 @pytest.mark.asyncio
 async def test_callers_over_rest_wait_for_their_batch_without_a_thread(tmp_path):
     """The one thread would hold all but the first; whoever leaves leaves its row behind."""
@@ -489,15 +500,7 @@ async def test_callers_over_rest_wait_for_their_batch_without_a_thread(tmp_path)
         "batch_timeout_micros { value: 60000000 } "
         "max_enqueued_batches { value: 3 } enable_large_batch_splitting { value: true }"
     )
-    config = ServerConfig(
-        exports=tmp_path / "exports",
-        enable_batching=True,
-        batching_parameters_file=file,
-        allow_foreign=True,
-    )
-    repository = Repository(config, servable.loader(config))
-    repository.start()
-    wait_until(lambda: repository.readiness()[0])
+    config, repository = batching_server(tmp_path / "exports", file)
     service = Service(repository, 1)
     transport = httpx.ASGITransport(create_app(service, None, config))
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
@@ -531,15 +534,7 @@ def test_callers_over_rest_and_grpc_share_a_batch(tmp_path, serve_grpc):
     file = tmp_path / "batching"
     # Two rows make a batch; one alone would wait for longer than this test may take.
     file.write_text("max_batch_size { value: 2 } batch_timeout_micros { value: 60000000 }")
-    config = ServerConfig(
-        exports=tmp_path / "exports",
-        enable_batching=True,
-        batching_parameters_file=file,
-        allow_foreign=True,
-    )
-    repository = Repository(config, servable.loader(config))
-    repository.start()
-    wait_until(lambda: repository.readiness()[0])
+    config, repository = batching_server(tmp_path / "exports", file)
     request = predict_pb2.PredictRequest()
     request.model_spec.name = "m"
     request.inputs["x"].CopyFrom(tensor_to_proto(np.array([[4.0]], np.float32)))

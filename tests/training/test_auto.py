@@ -158,11 +158,11 @@ def test_without_time_the_first_candidate_sees_every_text_and_the_rest_are_left_
     assert tried[0]["updates"] == member.max_updates == -(-96 // member.batch_size)
     assert "0.01 s are too short for idf to see every text once" in caplog.text
     assert "naive_bayes is left out: no time" in caplog.text and " in -" not in caplog.text
-    assert caplog.text.count("training texts") <= 1
 
 
-def test_it_is_no_worse_than_tf_idf_with_logistic_regression(tmp_path, monkeypatch):
+def test_it_is_no_worse_than_tf_idf_with_logistic_regression(tmp_path, monkeypatch, caplog):
     """On the starter reviews, by its two bags alone; the real sets stand in EXPERIMENTS.md."""
+    caplog.set_level("INFO")
     from benchmarks.classification import peers
 
     def bags(*args, **settings):
@@ -178,6 +178,7 @@ def test_it_is_no_worse_than_tf_idf_with_logistic_regression(tmp_path, monkeypat
     accuracy = (peer.predict(data.test.texts) == data.test.labels).mean()
     assert read_json(folder / "results.json")["test"]["accuracy"] > accuracy - 0.003
     assert accuracy > 0.75
+    assert caplog.text.count("training texts repeat another") == 1  # not for each candidate
 
 
 def test_an_ensemble_is_the_mean_of_its_members_at_their_temperatures(tmp_path):
