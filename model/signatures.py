@@ -34,6 +34,10 @@ SEED = "seed"  # int32 (B,), one per row: a row's text does not depend on the ro
 NUM_TOKENS = "num_tokens"  # int32 (B,), tokens in the answer
 FINISH_REASON = "finish_reason"  # string (B,), FINISH_STOP or FINISH_LENGTH
 
+# Of the signature that turns tokens into text, where a text is the bytes of its tokens one after
+# another: string (B,), what TEXT is made of, in which half a character is not yet U+FFFD.
+TEXT_BYTES = "text_bytes"
+
 FINISH_STOP = "stop"  # the model ended the text
 FINISH_LENGTH = "length"  # max_tokens or the context was used up
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import io
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from model.tokenizers.normalization import (
 )
 
 _AS_IT_IS = Normalizer(UNCHANGED)
+_BYTE = re.compile(rb"<0x([0-9A-F]{2})>")  # a piece for what no other piece has
+_BLANK = "\u2581".encode()
 
 
 class SentencePieceTokenizer(tf.Module):
@@ -50,6 +53,8 @@ class SentencePieceTokenizer(tf.Module):
         # nothing here may call `tf.random.set_seed`, which empties that cache.
         self.pieces = tf_text.SentencepieceTokenizer(model=model_proto, out_type=tf.int32)
         self.vocabulary_size = int(self.pieces.vocab_size().numpy())
+        pieces = self.pieces.id_to_string(tf.range(self.vocabulary_size)).numpy()
+        self.token_bytes = tf.constant([_bytes_of(*entry) for entry in enumerate(pieces)])
 
     @classmethod
     def train(
@@ -104,9 +109,15 @@ class SentencePieceTokenizer(tf.Module):
     def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:
         return cut(self.pieces.tokenize(self.normalize.to_valid(text)), self.max_tokens)
 
+    def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
+        """Ragged int32 (B, T) -> the very bytes (B,), UTF-8 or not."""
+        return tf.strings.reduce_join(
+            tf.ragged.map_flat_values(lambda ids: tf.gather(self.token_bytes, ids), tokens), axis=1
+        )
+
     def detokenize(self, tokens: tf.RaggedTensor) -> tf.Tensor:
         """Ragged int32 (B, T) -> valid UTF-8 strings (B,); bytes cut in half become U+FFFD."""
-        return valid_utf8(self.pieces.detokenize(tokens))
+        return valid_utf8(self.join(tokens))
 
     def save(self, folder: Path) -> None:
         (folder / self.file_name).write_bytes(self.model_proto)
@@ -121,6 +132,17 @@ class SentencePieceTokenizer(tf.Module):
             raise damaged(path, "it is missing") from None
         except tf.errors.OpError as error:
             raise damaged(path, f"SentencePiece cannot read it ({error.message})") from error
+
+
+def _bytes_of(token: int, piece: bytes) -> bytes:
+    """What a piece stands for in a text."""
+    if token == UNKNOWN:
+        return " \u2047 ".encode()  # SentencePiece's own mark
+    if token in (PADDING, BEGIN, END):
+        return b""
+    if byte := _BYTE.fullmatch(piece):
+        return bytes([int(byte[1], 16)])
+    return piece.replace(_BLANK, b" ")
 
 
 def _coverage(texts: Sequence[str], config: SentencePieceTokenizerConfig) -> float:

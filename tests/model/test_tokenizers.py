@@ -239,6 +239,25 @@ def test_every_text_comes_back(pieces, kind, text):
     assert restored(pieces[kind], text) == [text]
 
 
+@pytest.mark.parametrize("kind", MODEL_TYPES)
+def test_a_text_is_the_bytes_of_its_pieces(pieces, kind):
+    """As SentencePiece itself puts texts together."""
+    tokenizer = pieces[kind]
+    tokens = tokenizer(tf.constant(TEXTS))
+    assert (
+        tokenizer.join(tokens).numpy().tolist()
+        == tokenizer.pieces.detokenize(tokens).numpy().tolist()
+    )
+    every = tf.range(tokenizer.vocabulary_size)[:, None]
+    alone = tokenizer.pieces.detokenize(tf.RaggedTensor.from_tensor(every)).numpy()
+    spelled = tokenizer.detokenize(tf.RaggedTensor.from_tensor(every)).numpy()
+    assert spelled.tolist() == alone.tolist()
+    for row in tokens.to_list():
+        assert b"".join(tokenizer.token_bytes.numpy()[row]) == tokenizer.join(
+            tf.ragged.constant([row], tf.int32)
+        )
+
+
 def test_names_of_symbols_in_a_text_are_no_symbols(pieces):
     for tokenizer in pieces.values():
         (tokens,) = ids(tokenizer, "<s> </s>")
