@@ -55,6 +55,8 @@ class RemoteServable:
     def __init__(self, repository: "RemoteRepository", target: Target, known: _Signatures) -> None:
         self._repository, self._target = repository, target
         self.name, self.version, self.signatures = target[0], known.version, known.by_name
+        self.writer = None  # its signatures are all there is
+        self.shared = repository.shared(self.name, self.version)
 
     def run(
         self,
@@ -103,6 +105,7 @@ class RemoteRepository:
         self._labels = {model.name: dict(model.labels) for model in config.models}
         self._timeout = config.request_timeout_seconds or None
         self._known: dict[Target, _Signatures] = {}
+        self._shared: dict[tuple[str, int], dict[str, Any]] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         keys = read_keys("--backend-api-key-file", config.backend_api_key_file, BACKEND_KEY)
@@ -150,6 +153,13 @@ class RemoteRepository:
         with self._lock:
             self._known[target] = known
         return known
+
+    def shared(self, name: str, version: int) -> dict[str, Any]:
+        """What callers keep for as long as a version is there: of the last one of each name."""
+        with self._lock:
+            for other in [key for key in self._shared if key[0] == name and key[1] < version]:
+                del self._shared[other]
+            return self._shared.setdefault((name, version), {})
 
     def forget(self, target: Target) -> None:
         with self._lock:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -35,6 +36,7 @@ from serving.config import ConfigError, ServerConfig
 from serving.errors import Code, ServingError, invalid_argument
 from serving.timing import Timing
 from serving.warmup import warm_up
+from serving.writing import Writer
 
 MAX_CALLS = 256  # distinct sets of outputs asked for, per version
 MAX_TIMEOUT_MS = 2**31 - 1  # three weeks
@@ -75,6 +77,8 @@ class Servable:
         self.name = name
         self.version = version
         self.signatures = signatures
+        self.writer: Writer | None = None  # of a network that writes by more than its signatures
+        self.shared: dict[str, Any] = {}  # what callers keep for as long as this version is there
         self._session = session
         self._users = 0
         self._users_lock = threading.Lock()

@@ -16,7 +16,7 @@ from model.signatures import FINISH_LENGTH, FINISH_STOP
 from serving.errors import Code, ServingError
 
 MAX_LOGPROBS = 5  # alternatives that a network's `score` tells of
-MAX_STOP_STRINGS = 4
+MAX_STOP_STRINGS = 8
 MAX_STOP_CHARACTERS = 256  # of one stop string
 SPELLED_AT_ONCE = 256  # tokens in a call of a `detokenize`
 
@@ -36,7 +36,7 @@ class InvalidField(ServingError):
 class Request:
     """One text to be continued. Raises InvalidField for what is out of range.
 
-    Of a `prompt` that is too long for the context the last tokens are read, as `generate` does. A
+    Of a `prompt` that is too long for the context the last tokens are read (`last_tokens`). A
     prompt of tokens has no BEGIN. `deadline` is a time of `time.monotonic()`.
     """
 
@@ -235,6 +235,13 @@ class Assembler:
         held = _held_back(text, stop)
         self._held = text[len(text) - held :]
         return text[: len(text) - held], False
+
+
+def last_tokens(prompt: Sequence[int], max_tokens: int, context_length: int) -> tuple[int, ...]:
+    """The end of a prompt that, behind BEGIN, leaves room for the answer in the context: for its
+    `max_tokens`, but at most half of the context, and one at least."""
+    room = min(max(max_tokens, 1), context_length // 2)
+    return tuple(prompt[max(len(prompt) - (context_length - room - 1), 0) :])
 
 
 def differences(before: str, texts: Sequence[str], *, is_end: bool) -> list[bytes]:

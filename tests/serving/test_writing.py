@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from serving.errors import Code
-from serving.writing import Assembler, InvalidField, Request, Spelling, TokenLogprob, differences
+from serving.writing import (
+    Assembler,
+    InvalidField,
+    Request,
+    Spelling,
+    TokenLogprob,
+    differences,
+    last_tokens,
+)
 
 TEXT = "Ein Füchslein 小狐狸 🦊🦊 lief.\n\nEND of the\nEN END"
 
@@ -90,6 +98,15 @@ def test_differences_of_whole_texts():
     assert differences("Hello!", ["Hello?", "Hello! x"], is_end=False) == [b"", b" x"]
 
 
+@pytest.mark.parametrize(
+    ("length", "max_tokens", "kept"),
+    [(5, 16, 5), (47, 16, 47), (48, 16, 47), (100, 0, 62), (100, 1, 62), (100, 40, 31)],
+)
+def test_a_long_prompt_leaves_room_for_the_answer(length, max_tokens, kept):
+    prompt = range(length)
+    assert last_tokens(prompt, max_tokens, 64) == tuple(range(length - kept, length))
+
+
 def test_spelling_asks_once_for_each_token():
     asked = []
 
@@ -123,7 +140,7 @@ def test_spelling_asks_once_for_each_token():
         ("frequency_penalty", -2.1),
         ("seed", 2**31),
         ("logprobs", 6),
-        ("stop", ("a",) * 5),
+        ("stop", ("a",) * 9),
         ("stop", ("",)),
         ("stop", ("a" * 257,)),
     ],
