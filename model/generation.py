@@ -69,44 +69,111 @@ def generate(
     logits, caches = model.prefill(start.tokens, lengths, start.num_slots)
     draws = uniforms(seed, context)  # (B, context): drawn whole, so no other setting moves them
     narrow = _narrowing(tokenizer, start.tokens, lengths, options)
-    B = tf.shape(lengths)[0]
-    written = tf.zeros([num_steps, B], tf.int32)  # an empty TensorArray could not be stacked
 
-    def unfinished(step, logits, caches, is_finished, hit_end, num_tokens, written):
-        return (step < num_steps) & ~tf.reduce_all(is_finished)
-
-    def write_one(step, logits, caches, is_finished, hit_end, num_tokens, written):
+    def choose(logits, step, written):
         logits = narrow(logits, step, written)
-        token = sample(
+        return sample(
             logits, draws[:, step], temperature, top_k, top_p, options.min_p, options.typical_p
-        )  # (B,)
-        ends = ~is_finished & (token == END)
-        hit_end = hit_end | ends
-        is_finished = is_finished | ends
-        written = tf.tensor_scatter_nd_update(
-            written, [[step]], tf.where(is_finished, PADDING, token)[None]
         )
-        num_tokens = num_tokens + tf.cast(~is_finished, tf.int32)
-        is_finished = is_finished | (num_tokens >= allowed)
-        if options.stop is not None:
-            text = _text(tokenizer, tf.transpose(written), num_tokens)
-            has_stopped = first_occurrence(text, options.stop) >= 0
-            hit_end, is_finished = hit_end | has_stopped, is_finished | has_stopped
-        # Finished rows go on in place, at most in the last slot: nobody reads them again.
-        position = tf.minimum(lengths + step, start.num_slots - 1)
-        logits, caches = model.decode(token, position, caches)
-        return step + 1, logits, caches, is_finished, hit_end, num_tokens, written
 
-    none = tf.zeros([B], tf.int32)
-    state = (0, logits, caches, allowed <= 0, tf.zeros([B], tf.bool), none, written)
-    *_, hit_end, num_tokens, written = tf.while_loop(unfinished, write_one, state)
-    result = answers(tokenizer, tf.transpose(written), num_tokens, hit_end)
+    def has_stopped(written, num_tokens):
+        text = text_of(tokenizer, tf.transpose(written), num_tokens)
+        return first_occurrence(text, options.stop) >= 0
+
+    written = write(
+        model,
+        logits,
+        caches,
+        lengths=lengths,
+        allowed=allowed,
+        num_steps=num_steps,
+        choose=choose,
+        has_stopped=None if options.stop is None else has_stopped,
+    )
+    result = answers(tokenizer, written.tokens, written.num_tokens, written.hit_end)
     if options.stop is not None:
         text = result[signatures.TEXT]
         end = first_occurrence(text, options.stop)
         size = tf.where(end < 0, tf.strings.length(text), end)
         result[signatures.TEXT] = tf.strings.substr(text, tf.zeros_like(size), size)
     return result
+
+
+class Written(NamedTuple):
+    """What `write` wrote, the first `num_tokens` of each row."""
+
+    tokens: tf.Tensor  # int32 (B, steps), PADDING behind them
+    num_tokens: tf.Tensor  # int32 (B,)
+    hit_end: tf.Tensor  # bool (B,), whether the network ended the text
+    notes: list[
+        tf.Tensor
+    ]  # what `note` said of each token, (B, steps, ...) each; anything behind them
+
+
+def write(
+    model,
+    logits,
+    caches,
+    *,
+    lengths,
+    allowed,
+    num_steps,
+    choose,
+    has_stopped=None,
+    note=lambda logits, token: [],
+) -> Written:
+    """The loop of every way that draws one token after another.
+
+    `logits` float32 (B, V) and `caches` are of a prefill of `lengths` int32 (B,) tokens; row b
+    writes at most `allowed[b]` tokens, no row more than `num_steps`, and the cache has room for
+    them all. `choose(logits, step, written (steps, B))` gives the next token int32 (B,),
+    `has_stopped(written, num_tokens)` bool (B,) whether a text is done besides by END, and
+    `note(logits, token)` a list of tensors (B, ...) to keep of each step.
+    """
+    num_slots = tf.reduce_max(tf.concat([lengths, [1]], 0)) + num_steps
+    most = tf.maximum(num_steps, 1)  # the first token is chosen in front of the loop
+
+    def write_one(step, logits, is_finished, hit_end, num_tokens, written, notes):
+        token = choose(logits, step, written)  # (B,)
+        ends = ~is_finished & (token == END)
+        hit_end = hit_end | ends
+        is_finished = is_finished | ends
+        new = (tf.where(is_finished, PADDING, token), *note(logits, token))
+        if notes is None:
+            pads = [[0, most - 1]]
+            written, *notes = (tf.pad(x[None], pads + [[0, 0]] * x.shape.rank) for x in new)
+        else:
+            buffers = zip((written, *notes), new, strict=True)
+            written, *notes = (
+                tf.tensor_scatter_nd_update(y, [[step]], x[None]) for y, x in buffers
+            )
+        num_tokens = num_tokens + tf.cast(~is_finished, tf.int32)
+        is_finished = is_finished | (num_tokens >= allowed)
+        if has_stopped is not None:
+            stops = has_stopped(written, num_tokens)
+            hit_end, is_finished = hit_end | stops, is_finished | stops
+        return token, is_finished, hit_end, num_tokens, written, notes
+
+    def unfinished(step, caches, token, is_finished, hit_end, num_tokens, written, notes):
+        return (step < num_steps) & ~tf.reduce_all(is_finished)
+
+    def read_and_write(step, caches, token, *state):
+        # Finished rows go on in place, at most in the last slot: nobody reads them again.
+        position = tf.minimum(lengths + step - 1, num_slots - 1)
+        logits, caches = model.decode(token, position, caches)
+        return step + 1, caches, *write_one(step, logits, *state)
+
+    B = tf.shape(lengths)[0]
+    none = tf.zeros([B], tf.int32)
+    state = (allowed <= 0, tf.zeros([B], tf.bool), none, tf.zeros([most, B], tf.int32), None)
+    first = write_one(0, logits, *state)
+    *_, hit_end, num_tokens, written, notes = tf.while_loop(
+        unfinished, read_and_write, (1, caches, *first)
+    )
+    written, *notes = (
+        tf.transpose(x[:num_steps], [1, 0, *range(2, x.shape.rank)]) for x in (written, *notes)
+    )
+    return Written(written, num_tokens, hit_end, notes)
 
 
 class Prompts(NamedTuple):
@@ -141,7 +208,7 @@ def answers(tokenizer, written, num_tokens, hit_end) -> dict[str, tf.Tensor]:
     `hit_end` bool (B,): whether the network ended the text.
     """
     return {
-        signatures.TEXT: _text(tokenizer, written, num_tokens),
+        signatures.TEXT: text_of(tokenizer, written, num_tokens),
         signatures.NUM_TOKENS: num_tokens,
         signatures.FINISH_REASON: tf.where(
             hit_end, signatures.FINISH_STOP, signatures.FINISH_LENGTH
@@ -176,8 +243,9 @@ def check_reads(model: keras.Model, way: str) -> None:
         )
 
 
-def _text(tokenizer, written, num_tokens) -> tf.Tensor:
-    return tokenizer.detokenize(tf.RaggedTensor.from_tensor(written, lengths=num_tokens))
+def text_of(tokenizer, tokens, num_tokens) -> tf.Tensor:
+    """Text string (B,) of `tokens` int32 (B, S), the first `num_tokens` int32 (B,) of each row."""
+    return tokenizer.detokenize(tf.RaggedTensor.from_tensor(tokens, lengths=num_tokens))
 
 
 def _narrowing(tokenizer, tokens, lengths, options: Options):

@@ -48,6 +48,58 @@ CLASSIFIER_OUTPUTS = (LABEL, SCORES, LABELS)
 MULTI_LABEL_OUTPUTS = (IS_LABEL, SCORES, LABELS)
 REGRESSOR_OUTPUTS = (VALUE,)
 
+# What a language model's export answers besides, for whoever writes token by token. C is the
+# context length, V the vocabulary; tokens int32 (B, C) begin at the left, 0 behind the last.
+TOKENIZE = "tokenize"  # text -> tokens, num_tokens
+DETOKENIZE = "detokenize"  # tokens, num_tokens -> text
+NEXT_TOKENS = "next_tokens"  # a text so far -> the tokens that follow
+
+TOKENS = "tokens"  # int32 (B, C), without begin and end; of a longer text the last C
+# NUM_TOKENS of a text is its true length, which may be more than C.
+NUM_PROMPT = "num_prompt"  # int32 (B,), how many of the tokens are the prompt's
+MIN_P = "min_p"  # float32 (B,), in [0, 1]; 0 switches it off
+REPETITION_PENALTY = "repetition_penalty"  # float32 (B,), above 0; 1 switches it off
+PRESENCE_PENALTY = "presence_penalty"  # float32 (B,), 0 switches it off
+FREQUENCY_PENALTY = "frequency_penalty"  # float32 (B,), 0 switches it off
+LOGPROBS = "logprobs"  # float32 (B, steps), natural, of the network itself: as if temperature 1
+TOP_TOKENS = "top_tokens"  # int32 (B, steps, NUM_TOP), the likeliest of each place, best first
+TOP_LOGPROBS = "top_logprobs"  # float32 (B, steps, NUM_TOP), theirs
+
+NUM_TOP = 5
+FINISH_NOT = ""  # FINISH_REASON of NEXT_TOKENS: there may be more; FINISH_LENGTH: context is full
+
+# Of NEXT_TOKENS. The outputs have as many steps as the largest MAX_TOKENS of the batch, at most C;
+# NUM_TOKENS says how many of a row's are written, and what is behind them is 0.
+NEXT_TOKENS_INPUTS = (
+    TOKENS,
+    NUM_PROMPT,
+    NUM_TOKENS,
+    MAX_TOKENS,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    SEED,
+    MIN_P,
+    REPETITION_PENALTY,
+    PRESENCE_PENALTY,
+    FREQUENCY_PENALTY,
+)
+NEXT_TOKENS_OUTPUTS = (
+    TOKENS,
+    NUM_TOKENS,
+    FINISH_REASON,
+    LOGPROBS,
+    TOP_TOKENS,
+    TOP_LOGPROBS,
+)
+
+# Entries of the manifest that a language model's has besides.
+CONTEXT_LENGTH = "context_length"  # C, tokens, the begin in front of a text included
+VOCABULARY_SIZE = "vocabulary_size"
+NUM_PARAMETERS = "num_parameters"
+WEIGHTS = "weights"  # how they are stored: WEIGHTS_FLOAT32, ...
+WEIGHTS_FLOAT32 = "float32"
+
 # Files of a version folder `<exports>/<name>/<version>/`, besides TensorFlow's own.
 MANIFEST_FILE = "manifest.json"
 WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"

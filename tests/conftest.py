@@ -21,8 +21,11 @@ if "STEPWISE_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_di
 def pytest_collection_modifyitems(items):
     """Tests that need the trained exports share a worker, so that those are trained once."""
     for item in items:
-        if "trained_folder" in getattr(item, "fixturenames", ()):
+        names = getattr(item, "fixturenames", ())
+        if "trained_folder" in names:
             item.add_marker(pytest.mark.xdist_group("trained_exports"))
+        elif "tiny_writer" in names:
+            item.add_marker(pytest.mark.xdist_group("tiny_writer"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,3 +56,21 @@ def trained_folder(tmp_path_factory) -> Path:
 def trained_exports(trained_folder) -> Path:
     """The folder that a server is started on."""
     return trained_folder / "exports"
+
+
+@pytest.fixture(scope="session")
+def tiny_writer():
+    """An untrained language model in memory, of 2 layers and 32 tokens, with a firm taste."""
+    from tests.tiny_writer import tiny_writer
+
+    return tiny_writer()
+
+
+@pytest.fixture(scope="session")
+def writer_exports(tiny_writer, tmp_path_factory) -> Path:
+    """A folder with `tiny_writer` as `writer/1`: read only, for all signatures of a generator."""
+    from training.export import export_learner
+
+    exports = tmp_path_factory.mktemp("writer")
+    export_learner(tiny_writer, exports)
+    return exports

@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import shutil
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -22,10 +23,9 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from model import signatures
-from model.generation import generate
 from model.version_check import check_answer, check_files, check_graph
 from training.classification import Classifier
-from training.language_model import LanguageModel, generation_inputs
+from training.language_model import LanguageModel
 from training.run import load_run
 from training.runs import RESULTS_FILE, newest_export, read_config, read_json, write_json
 from training.vectors.learner import WordVectorModel
@@ -41,6 +41,7 @@ _GOLDEN_TEXTS = [
 ]
 _GOLDEN_PROMPTS = ["Once there was a little fox", "从前有一只小猫", ""]
 _TEXT_INPUT = tf.TensorSpec([None], tf.string, name=signatures.TEXT)
+Endpoints = dict[str, Any]  # a tf.function with an input signature, by the name of the signature
 _PACKAGES = ("tensorflow", "tensorflow-text", "keras", "numpy")
 
 
@@ -56,6 +57,18 @@ def export_run(folder: Path, exports: Path) -> Path:
         raise ValueError(f"{config.name} trains word vectors, which are not served.")
     if not (folder / RESULTS_FILE).is_file():
         logger.warning(f"{folder} is not finished: its best weights so far are exported.")
+    results = read_json(folder / RESULTS_FILE) if (folder / RESULTS_FILE).is_file() else {}
+    return export_learner(learner, exports, run=folder.name, results=results)
+
+
+def export_learner(
+    learner: Any, exports: Path, *, run: str = "", results: Mapping[str, Any] | None = None
+) -> Path:
+    """As `export_run`, a classifier or language model as it is in memory.
+
+    `run` and the `results` of the run go into the manifest.
+    """
+    config, results = learner.config, results or {}
     base = exports / config.name
     newest = newest_export(exports, config.name)
     version = int(newest.name) + 1 if newest else 1
@@ -65,20 +78,21 @@ def export_run(folder: Path, exports: Path) -> Path:
     try:
         is_classifier = isinstance(learner, Classifier)
         kind = learner.target.kind if is_classifier else signatures.GENERATOR
-        _write_saved_model(learner, beside)
-        golden = _golden(learner)
-        _write_warmup(golden, config.name, beside / signatures.WARMUP_FILE)
-        results = read_json(folder / RESULTS_FILE) if (folder / RESULTS_FILE).is_file() else {}
+        endpoints = _endpoints(learner)
+        golden = _golden(learner, endpoints)
+        _write_saved_model(learner, endpoints, beside)
+        _write_warmup(endpoints, golden, config.name, beside / signatures.WARMUP_FILE)
         manifest = {
             "format": 1,
             "name": config.name,
             "version": version,
             "kind": kind,
-            "run": folder.name,
+            "run": run,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "labels": list(getattr(learner, "label_names", ())),
             **({"temperature": learner.temperature} if is_classifier else {}),  # of the scores
-            "signatures": _describe_signatures(golden),
+            **({} if is_classifier else learner.sizes),
+            "signatures": _describe(endpoints),
             "config": _without_paths(config.to_dict()),
             "metrics": {
                 split: _figures(results.get(split, {})) for split in ("validation", "test")
@@ -90,7 +104,7 @@ def export_run(folder: Path, exports: Path) -> Path:
                 for path in sorted(beside.rglob("*"))
                 if path.is_file()
             },
-            "golden": [golden],
+            "golden": golden,
         }
         write_json(beside / signatures.MANIFEST_FILE, manifest)
         check_files(beside, manifest)
@@ -108,67 +122,50 @@ def export_run(folder: Path, exports: Path) -> Path:
     return target
 
 
-def _write_saved_model(learner: Classifier | LanguageModel, path: Path) -> None:
+def _write_saved_model(
+    learner: Classifier | LanguageModel, endpoints: Endpoints, path: Path
+) -> None:
     # Not a tf.Module that holds the model: TensorFlow would write every variable under a second
     # name that only its object loader finds, and a session, which is what serves, would not run.
     archive = keras.export.ExportArchive()
-    if isinstance(learner, Classifier):
-        answer, inputs = _classify(learner), [_TEXT_INPUT]
-    else:
-        answer, inputs = _generate(learner), generation_inputs()
     for resource in learner.resources:
         archive.track(resource)
-    archive.add_endpoint(signatures.SERVING_DEFAULT, answer, inputs)
+    for name, function in endpoints.items():
+        archive.add_endpoint(name, function, function.input_signature)
     archive.write_out(str(path), verbose=False)
 
 
-def _classify(learner: Classifier):
+def _endpoints(learner: Classifier | LanguageModel) -> Endpoints:
+    """The function of each signature, traced once: for the golden answers and for the export."""
+    if isinstance(learner, LanguageModel):
+        return learner.endpoints
+
     def classify(text):
         logits = learner.logits_in_graph(text)  # (B, num_labels)
         return learner.target.outputs(logits, learner.temperature)
 
-    return classify
+    return {signatures.SERVING_DEFAULT: tf.function(classify, input_signature=[_TEXT_INPUT])}
 
 
-def _generate(learner: LanguageModel):
-    def write(prompt, max_tokens, temperature, top_k, top_p, seed):
-        return generate(
-            learner.model, learner.tokenizer, prompt, max_tokens, temperature, top_k, top_p, seed
-        )
-
-    return write
-
-
-def _golden(learner: Classifier | LanguageModel) -> dict:
-    """Inputs and the in-process answers to them, as plain JSON values by alias."""
+def _golden(learner: Classifier | LanguageModel, endpoints: Endpoints) -> list[dict]:
+    """Inputs and the in-process answers to them for each signature, as plain JSON by alias."""
     if isinstance(learner, Classifier):
-        inputs = {signatures.TEXT: _GOLDEN_TEXTS}
         outputs = {alias: _plain(array) for alias, array in learner.answer(_GOLDEN_TEXTS).items()}
-    else:
-        count = len(_GOLDEN_PROMPTS)
-        # Greedy only: sampled text may turn on the last bit of a probability.
-        settings: list[list] = [
-            _GOLDEN_PROMPTS,
-            [24] * count,
-            [0.0] * count,
-            [0] * count,
-            [1.0] * count,
-        ]
-        columns: list[list] = [*settings, list(range(count))]
-        inputs = dict(zip(signatures.GENERATOR_INPUTS, columns, strict=True))
-        tensors = [
-            tf.constant(column, spec.dtype)
-            for column, spec in zip(columns, generation_inputs(), strict=True)
-        ]
-        answer = learner.generate(*tensors)
-        outputs = {
-            signatures.TEXT: [text.decode() for text in answer[signatures.TEXT].numpy()],
-            signatures.NUM_TOKENS: answer[signatures.NUM_TOKENS].numpy().tolist(),
-            signatures.FINISH_REASON: [
-                reason.decode() for reason in answer[signatures.FINISH_REASON].numpy()
-            ],
-        }
-    return {"signature_name": signatures.SERVING_DEFAULT, "inputs": inputs, "outputs": outputs}
+        # The export's function has not run yet, and untraced nothing could be saved.
+        endpoints[signatures.SERVING_DEFAULT].get_concrete_function()
+        return [_golden_of(signatures.SERVING_DEFAULT, {signatures.TEXT: _GOLDEN_TEXTS}, outputs)]
+    golden = []
+    for name, inputs in learner.examples(_GOLDEN_PROMPTS).items():
+        answer = endpoints[name](*inputs.values())
+        # Of two tokens that are as likely another processor may put the other one first.
+        outputs = {a: _plain(x.numpy()) for a, x in answer.items() if a != signatures.TOP_TOKENS}
+        plain = {alias: _plain(x.numpy()) for alias, x in inputs.items()}
+        golden.append(_golden_of(name, plain, outputs))
+    return golden
+
+
+def _golden_of(name: str, inputs: dict, outputs: dict) -> dict:
+    return {"signature_name": name, "inputs": inputs, "outputs": outputs}
 
 
 def _plain(array: np.ndarray) -> list:
@@ -177,37 +174,46 @@ def _plain(array: np.ndarray) -> list:
     return (np.vectorize(bytes.decode, otypes=[object])(array) if is_text else array).tolist()
 
 
-def _check_golden(path: Path, golden: dict) -> None:
+def _check_golden(path: Path, golden: list[dict]) -> None:
     """Asks what was written in a session, which is what serves, for the in-process answers."""
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         meta_graph = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(path))
-        signature = meta_graph.signature_def[golden["signature_name"]]
-        feeds = {signature.inputs[a].name: values for a, values in golden["inputs"].items()}
-        fetches = {alias: info.name for alias, info in signature.outputs.items()}
-        answer = session.run(fetches, feeds)
-    check_answer(golden, {alias: array.tolist() for alias, array in answer.items()})
+        for item in golden:
+            signature = meta_graph.signature_def[item["signature_name"]]
+            feeds = {signature.inputs[a].name: values for a, values in item["inputs"].items()}
+            fetches = {alias: info.name for alias, info in signature.outputs.items()}
+            answer = session.run(fetches, feeds)
+            check_answer(item, {alias: array.tolist() for alias, array in answer.items()})
 
 
-def _describe_signatures(golden: dict) -> dict:
-    return {golden["signature_name"]: {key: sorted(golden[key]) for key in ("inputs", "outputs")}}
+def _describe(endpoints: Endpoints) -> dict:
+    """The names of inputs and outputs of each signature."""
+    described = {}
+    for name, function in endpoints.items():
+        graph = function.get_concrete_function()
+        inputs = [spec.name for spec in graph.structured_input_signature[0]]
+        described[name] = {"inputs": sorted(inputs), "outputs": sorted(graph.structured_outputs)}
+    return described
 
 
-def _write_warmup(golden: dict, name: str, path: Path) -> None:
-    """The golden inputs as one request and its first row as another: two batch sizes."""
+def _write_warmup(endpoints: Endpoints, golden: list[dict], name: str, path: Path) -> None:
+    """The golden inputs as one request and their first row as another: two batch sizes each."""
     path.parent.mkdir(parents=True)
-    dtypes = {spec.name: spec.dtype for spec in [*generation_inputs(), _TEXT_INPUT]}
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for num_rows in (len(next(iter(golden["inputs"].values()))), 1):
-            request = predict_pb2.PredictRequest()
-            request.model_spec.name = name
-            request.model_spec.signature_name = golden["signature_name"]
-            for alias, values in golden["inputs"].items():
-                tensor = tf.make_tensor_proto(values[:num_rows], dtypes[alias])
-                request.inputs[alias].CopyFrom(tensor)
-            log = prediction_log_pb2.PredictionLog(
-                predict_log=prediction_log_pb2.PredictLog(request=request)
-            )
-            writer.write(log.SerializeToString())
+        for item in golden:
+            specs = endpoints[item["signature_name"]].input_signature
+            dtypes = {spec.name: spec.dtype for spec in specs}
+            for num_rows in (len(next(iter(item["inputs"].values()))), 1):
+                request = predict_pb2.PredictRequest()
+                request.model_spec.name = name
+                request.model_spec.signature_name = item["signature_name"]
+                for alias, values in item["inputs"].items():
+                    tensor = tf.make_tensor_proto(values[:num_rows], dtypes[alias])
+                    request.inputs[alias].CopyFrom(tensor)
+                log = prediction_log_pb2.PredictionLog(
+                    predict_log=prediction_log_pb2.PredictLog(request=request)
+                )
+                writer.write(log.SerializeToString())
 
 
 def _figures(metrics: dict) -> dict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from model import signatures
+from model import endpoints, signatures
 from model.catalogue import build_model
 from model.generation import generate
 from model.tokenizers import (
@@ -29,6 +29,23 @@ from training.objectives import Generation
 from training.pipeline import language_model_windows
 
 _EVALUATION_BATCH = 16
+_INPUTS = {
+    signatures.SERVING_DEFAULT: signatures.GENERATOR_INPUTS,
+    signatures.TOKENIZE: (signatures.TEXT,),
+    signatures.DETOKENIZE: (signatures.TOKENS, signatures.NUM_TOKENS),
+    signatures.NEXT_TOKENS: signatures.NEXT_TOKENS_INPUTS,
+}
+_DTYPES = dict.fromkeys((signatures.TEXT, signatures.PROMPT), tf.string) | dict.fromkeys(
+    (
+        signatures.TEMPERATURE,
+        signatures.TOP_P,
+        signatures.MIN_P,
+        signatures.REPETITION_PENALTY,
+        signatures.PRESENCE_PENALTY,
+        signatures.FREQUENCY_PENALTY,
+    ),
+    tf.float32,
+)  # the others are int32
 
 
 class LanguageModel:
@@ -52,10 +69,75 @@ class LanguageModel:
             ),
             input_signature=[spec, spec],
         )
-        self.generate = tf.function(
-            lambda *inputs: generate(self.model, self.tokenizer, *inputs),
-            input_signature=generation_inputs(),
-        )
+        self.endpoints = {
+            name: tf.function(function, input_signature=self._inputs_of(name), autograph=False)
+            for name, function in self._functions().items()
+        }
+        self.generate = self.endpoints[signatures.SERVING_DEFAULT]
+
+    def _functions(self) -> dict[str, Callable]:
+        """What the export answers by the name of the signature; traced when it is first called."""
+        model, tokenizer = self.model, self.tokenizer
+        context = model.config.context_length
+        return {
+            signatures.SERVING_DEFAULT: lambda *inputs: generate(model, tokenizer, *inputs),
+            signatures.TOKENIZE: lambda text: endpoints.tokenize(tokenizer, text, context),
+            signatures.DETOKENIZE: lambda *inputs: endpoints.detokenize(tokenizer, *inputs),
+            signatures.NEXT_TOKENS: lambda *inputs: endpoints.next_tokens(model, *inputs),
+        }
+
+    def _inputs_of(self, name: str) -> list[tf.TensorSpec]:
+        return [
+            tf.TensorSpec(
+                [None, self.model.config.context_length] if alias == signatures.TOKENS else [None],
+                _DTYPES.get(alias, tf.int32),
+                name=alias,
+            )
+            for alias in _INPUTS[name]
+        ]
+
+    def examples(self, prompts: Sequence[str]) -> dict[str, dict[str, tf.Tensor]]:
+        """For each signature the inputs of a request that asks for `prompts`, by alias.
+
+        Greedy only: sampled text may turn on the last bit of a probability.
+        """
+        count = len(prompts)
+        tokenized = self.endpoints[signatures.TOKENIZE](tf.constant(prompts))
+        values = {
+            signatures.TEXT: prompts,
+            signatures.PROMPT: prompts,
+            signatures.TOKENS: tokenized[signatures.TOKENS],
+            signatures.NUM_TOKENS: tokenized[signatures.NUM_TOKENS],
+            signatures.NUM_PROMPT: tokenized[signatures.NUM_TOKENS],
+            signatures.MAX_TOKENS: [24] * count,
+            signatures.TEMPERATURE: [0.0] * count,
+            signatures.TOP_K: [0] * count,
+            signatures.TOP_P: [1.0] * count,
+            signatures.SEED: list(range(count)),
+            signatures.MIN_P: [0.0] * count,
+            signatures.REPETITION_PENALTY: [1.0] * (count - 1) + [1.2],
+            signatures.PRESENCE_PENALTY: [0.0] * count,
+            signatures.FREQUENCY_PENALTY: [0.0] * count,
+        }
+        return {
+            name: {
+                alias: tf.cast(values[alias], tf.int32)
+                if _DTYPES.get(alias, tf.int32) == tf.int32
+                else tf.constant(values[alias], _DTYPES[alias])
+                for alias in _INPUTS[name]
+            }
+            for name in self.endpoints
+        }
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What the manifest of an export says of the network."""
+        return {
+            signatures.CONTEXT_LENGTH: self.model.config.context_length,
+            signatures.VOCABULARY_SIZE: self.model.vocabulary_size,
+            signatures.NUM_PARAMETERS: self.model.count_params(),
+            signatures.WEIGHTS: signatures.WEIGHTS_FLOAT32,
+        }
 
     @classmethod
     def create(cls, config: RunConfig, data: TextData, texts: Sequence[str] = ()) -> LanguageModel:
@@ -102,7 +184,7 @@ class LanguageModel:
         settings = (prompt, max_tokens, temperature, top_k, top_p, seed)
         inputs = [
             tf.constant([value], spec.dtype)
-            for value, spec in zip(settings, generation_inputs(), strict=True)
+            for value, spec in zip(settings, self.generate.input_signature, strict=True)
         ]
         return self.generate(*inputs)[signatures.TEXT].numpy()[0].decode()
 
@@ -127,15 +209,6 @@ class LanguageModel:
             # Ends of documents are predicted too, and their cost belongs to the characters.
             "bits_per_character": loss_sum / math.log(2) / max(num_characters, 1),
         }
-
-
-def generation_inputs() -> list[tf.TensorSpec]:
-    """The inputs of a generator's signature, in order, each (B,)."""
-    dtypes = [tf.string, tf.int32, tf.float32, tf.int32, tf.float32, tf.int32]
-    return [
-        tf.TensorSpec([None], dtype, name=name)
-        for name, dtype in zip(signatures.GENERATOR_INPUTS, dtypes, strict=True)
-    ]
 
 
 def _whole(tokenizer: Any) -> Any:

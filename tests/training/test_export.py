@@ -151,15 +151,16 @@ def test_warmup_requests_are_what_the_server_replays(exported, name):
     from tensorflow_serving.apis import prediction_log_pb2
 
     records = tf.data.TFRecordDataset(str(exported[name] / signatures.WARMUP_FILE))
-    rows = []
+    rows = {}
     for record in records:
         request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
         assert request.model_spec.name == name
-        assert request.model_spec.signature_name == signatures.SERVING_DEFAULT
         sizes = {tensor.tensor_shape.dim[0].size for tensor in request.inputs.values()}
         assert len(sizes) == 1
-        rows += sizes
-    assert len(rows) == 2 and min(rows) == 1 < max(rows)
+        rows.setdefault(request.model_spec.signature_name, []).extend(sizes)
+    assert signatures.SERVING_DEFAULT in rows
+    assert (signatures.NEXT_TOKENS in rows) == (name == "stories")
+    assert all(len(sizes) == 2 and min(sizes) == 1 < max(sizes) for sizes in rows.values())
 
 
 @pytest.mark.slow

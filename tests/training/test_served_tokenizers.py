@@ -13,7 +13,6 @@ from model.tokenizers import train_tokenizer
 from serving import servable
 from training.config import RunConfig
 from training.export import export_run
-from training.language_model import generation_inputs
 from training.run import fit_run, load_run
 
 CORPUS = ["The cat sat on the mat.\n", "猫在睡觉, 漢語 and a dog. 👍", "a story, told again"] * 8
@@ -80,8 +79,8 @@ def test_a_decoder_of_bytes_is_trained_exported_and_served(name, model, tmp_path
     learner = load_run(folder)
     assert max(map(len, learner.encoded(["the cat sat"]))) > 5
     exported = export_run(folder, tmp_path / "exports")
-    (golden,) = json.loads((exported / signatures.MANIFEST_FILE).read_text())["golden"]
-    types = [spec.dtype.as_numpy_dtype for spec in generation_inputs()]
+    golden, *_ = json.loads((exported / signatures.MANIFEST_FILE).read_text())["golden"]
+    types = [spec.dtype.as_numpy_dtype for spec in learner.generate.input_signature]
     asked = [golden["inputs"][name] for name in signatures.GENERATOR_INPUTS]
     # Prompts of any bytes beside them change no other row, and noise is shown as UTF-8.
     asked[0] = [*asked[0], *TEXTS]
