@@ -23,10 +23,17 @@ def tokenize(tokenizer: ReversibleTokenizer, text: tf.Tensor, context: int) -> d
 
 
 def detokenize(tokenizer: ReversibleTokenizer, tokens: tf.Tensor, num_tokens: tf.Tensor) -> dict:
-    """Text string (B,) of the first `num_tokens` of each row; padding writes nothing."""
+    """Text string (B,) of the first `num_tokens` of each row; padding writes nothing.
+
+    With it its bytes, from a tokenizer whose texts are those of its tokens one after another.
+    """
     num_tokens = tf.clip_by_value(num_tokens, 0, tf.shape(tokens)[1])
     tokens = _in_vocabulary(tokens, tokenizer.vocabulary_size)
-    return {s.TEXT: text_of(tokenizer, tokens, num_tokens)}
+    answer = {s.TEXT: text_of(tokenizer, tokens, num_tokens)}
+    if hasattr(tokenizer, "join"):
+        rows = tf.RaggedTensor.from_tensor(tokens, lengths=num_tokens)
+        answer[s.TEXT_BYTES] = tokenizer.join(rows)
+    return answer
 
 
 def next_tokens(

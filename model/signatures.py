@@ -34,10 +34,6 @@ SEED = "seed"  # int32 (B,), one per row: a row's text does not depend on the ro
 NUM_TOKENS = "num_tokens"  # int32 (B,), tokens in the answer
 FINISH_REASON = "finish_reason"  # string (B,), FINISH_STOP or FINISH_LENGTH
 
-# Of the signature that turns tokens into text, where a text is the bytes of its tokens one after
-# another: string (B,), what TEXT is made of, in which half a character is not yet U+FFFD.
-TEXT_BYTES = "text_bytes"
-
 FINISH_STOP = "stop"  # the model ended the text
 FINISH_LENGTH = "length"  # max_tokens or the context was used up
 
@@ -51,12 +47,15 @@ REGRESSOR_OUTPUTS = (VALUE,)
 # What a language model's export answers besides, for whoever writes token by token. C is the
 # context length, V the vocabulary; tokens int32 (B, C) begin at the left, 0 behind the last.
 TOKENIZE = "tokenize"  # text -> tokens, num_tokens
-DETOKENIZE = "detokenize"  # tokens, num_tokens -> text
+DETOKENIZE = "detokenize"  # tokens, num_tokens -> text, text_bytes
 NEXT_TOKENS = "next_tokens"  # a text so far -> the tokens that follow
 
 TOKENS = "tokens"  # int32 (B, C), without begin and end; of a longer text the last C
 # NUM_TOKENS of a text is its true length, which may be more than C.
 NUM_PROMPT = "num_prompt"  # int32 (B,), how many of the tokens are the prompt's
+# Bytes string (B,) that TEXT is made of, half characters included; left out by a tokenizer whose
+# texts are not the bytes of their tokens one after another.
+TEXT_BYTES = "text_bytes"
 MIN_P = "min_p"  # float32 (B,), in [0, 1]; 0 switches it off
 REPETITION_PENALTY = "repetition_penalty"  # float32 (B,), above 0; 1 switches it off
 PRESENCE_PENALTY = "presence_penalty"  # float32 (B,), 0 switches it off

@@ -133,12 +133,14 @@ class Writer(Protocol):
 
     async def tokenize(self, texts: Sequence[str]) -> list[Tokens]: ...
 
+    async def detokenize(self, rows: Sequence[Sequence[int]]) -> list[str]: ...
+
     async def spell(self, tokens: Sequence[int]) -> list[bytes]:
         """The bytes of each token by itself, to be shown."""
         ...
 
-    async def score(self, prompts: Sequence[str | tuple[int, ...]]) -> list[Scored]:
-        """Raises InvalidField for one that is longer than the context."""
+    async def score(self, prompts: Sequence[Sequence[int]]) -> list[Scored]:
+        """Of prompts that are shorter than the context."""
         ...
 
     async def embed(self, texts: Sequence[str]) -> np.ndarray:

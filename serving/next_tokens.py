@@ -1,0 +1,214 @@
+"""Writing through a model's signatures, a few tokens a call: what any server of the model can do.
+
+Each call reads the text from its beginning, so this costs more than the engine's cache; but it
+needs nothing beside `predict`, a stock server's batcher mixes the calls of many, and whoever leaves
+is out after one call.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from model import signatures
+from serving.codec import Arrays
+from serving.errors import Code, ServingError
+from serving.writing import (
+    Assembler,
+    Piece,
+    Request,
+    Spelling,
+    TokenLogprob,
+    Tokens,
+    differences,
+    last_tokens,
+)
+
+MOST_TOKENS = 8  # of one call: the first text comes after one token, then calls grow
+
+_FLOATS = (
+    signatures.TEMPERATURE,
+    signatures.TOP_P,
+    signatures.MIN_P,
+    signatures.REPETITION_PENALTY,
+    signatures.PRESENCE_PENALTY,
+    signatures.FREQUENCY_PENALTY,
+)
+
+InThread = Callable[..., Awaitable[Any]]
+
+
+class Runs(Protocol):
+    """What is asked of a servable, the embedded one or the backend's."""
+
+    name: str
+    signatures: Any  # of SignatureDef by name
+    shared: dict[str, Any]  # kept for as long as the version is
+
+    def run(
+        self, signature_name: str, inputs: Arrays, *, timeout: float | None = None
+    ) -> Arrays: ...
+
+
+def check_writes(servable: Runs) -> None:
+    """Raises ServingError INVALID_ARGUMENT, with what to do, for a model that does not write."""
+    wanted = (signatures.TOKENIZE, signatures.DETOKENIZE, signatures.NEXT_TOKENS)
+    missing = [name for name in wanted if name not in servable.signatures]
+    if not missing:
+        return
+    default = servable.signatures.get(signatures.SERVING_DEFAULT)
+    if default is not None and signatures.PROMPT in default.inputs:
+        advice = "it was exported by an older Stepwise: export it again"
+    else:
+        advice = f"it is no language model: ask /v1/models/{servable.name}:predict"
+    raise ServingError(
+        Code.INVALID_ARGUMENT,
+        f"Model {servable.name!r} does not write text piece by piece, {advice}. "
+        f"(It has no signature {', '.join(missing)}.)",
+    )
+
+
+class ModelText:
+    """What a `Writer` does besides writing, by a servable's signatures; `run` goes by `in_thread`.
+
+    Raises ServingError, as `check_writes`, for a servable that does not write.
+    """
+
+    def __init__(self, servable: Runs, in_thread: InThread = asyncio.to_thread) -> None:
+        check_writes(servable)
+        self._servable, self._in_thread = servable, in_thread
+        shape = servable.signatures[signatures.NEXT_TOKENS].inputs[signatures.TOKENS].tensor_shape
+        self.context_length: int = shape.dim[1].size
+        self._spelling: Spelling | None = None
+        if signatures.TEXT_BYTES in servable.signatures[signatures.DETOKENIZE].outputs:
+            self._spelling = servable.shared.setdefault("spelling", Spelling(self._bytes))
+
+    async def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
+        return await self._in_thread(self._tokenize, texts)
+
+    async def detokenize(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        return [text.decode(errors="replace") for text in await self._in_thread(self._texts, rows)]
+
+    async def spell(self, tokens: Sequence[int]) -> list[bytes]:
+        if self._spelling:
+            return await self._in_thread(self._spelling, tokens)
+        return await self._in_thread(self._texts, [(token,) for token in tokens])
+
+    def _tokenize(self, texts: Sequence[str]) -> list[Tokens]:
+        if not texts:
+            return []
+        outputs = self._servable.run(signatures.TOKENIZE, {signatures.TEXT: _column(texts)})
+        rows, sizes = outputs[signatures.TOKENS].tolist(), outputs[signatures.NUM_TOKENS].tolist()
+        return [
+            Tokens(tuple(row[: min(size, self.context_length)]), size)
+            for row, size in zip(rows, sizes, strict=True)
+        ]
+
+    def _texts(self, rows: Sequence[Sequence[int]]) -> list[bytes]:
+        return self._joined(self._padded(rows), list(map(len, rows)), signatures.TEXT)
+
+    def _bytes(self, tokens: np.ndarray, num_tokens: np.ndarray) -> list[bytes]:
+        return self._joined(
+            self._padded(tokens.tolist()), num_tokens.tolist(), signatures.TEXT_BYTES
+        )
+
+    def _joined(self, tokens: np.ndarray, num_tokens: list[int], output: str) -> list[bytes]:
+        if not len(tokens):
+            return []
+        inputs = {
+            signatures.TOKENS: tokens,
+            signatures.NUM_TOKENS: np.array(num_tokens, np.int32),
+        }
+        return self._servable.run(signatures.DETOKENIZE, inputs)[output].tolist()
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        padded = np.zeros((len(rows), self.context_length), np.int32)
+        for row, tokens in zip(padded, rows, strict=True):
+            row[: len(tokens)] = tokens
+        return padded
+
+
+class NextTokensWriter(ModelText):
+    """A `Writer` that asks `next_tokens` again and again, for 1, 2, 4, then 8 tokens."""
+
+    async def write(self, request: Request) -> AsyncGenerator[Piece, None]:
+        prompt = await self._in_thread(self._prompt, request)
+        assembler = Assembler(request, num_prompt_tokens=len(prompt))
+        written: list[int] = []
+        text, num_more = "", 1
+        while not assembler.finish_reason:
+            left = request.max_tokens - len(written)
+            tokens, spelled, logprobs, reason, text = await self._in_thread(
+                self._next, request, prompt, written, text, min(num_more, left)
+            )
+            written += tokens
+            num_more = min(2 * num_more, MOST_TOKENS)
+            yield assembler.add(tokens, spelled, logprobs, reason)
+
+    def _prompt(self, request: Request) -> tuple[int, ...]:
+        prompt = request.prompt
+        if isinstance(prompt, str):
+            (found,) = self._tokenize([prompt])
+            prompt = found.tokens
+        return last_tokens(prompt, request.max_tokens, self.context_length)
+
+    def _next(
+        self, request: Request, prompt: tuple[int, ...], written: list[int], text: str, count: int
+    ) -> tuple[list[int], list[bytes], list[TokenLogprob], str | None, str]:
+        """Up to `count` more tokens, what each adds to the text, and why there are no more.
+
+        `text` is that of `written`, and comes back with what was added to it.
+        """
+        if count <= 0:
+            return [], [], [], signatures.FINISH_LENGTH, text
+        values: dict[str, Any] = {
+            name: getattr(request, name)
+            for name in signatures.NEXT_TOKENS_INPUTS
+            if hasattr(request, name)
+        }
+        values[signatures.MAX_TOKENS] = count
+        values[signatures.NUM_PROMPT] = len(prompt)
+        values[signatures.NUM_TOKENS] = len(prompt) + len(written)
+        inputs = {
+            name: np.array([value], np.float32 if name in _FLOATS else np.int32)
+            for name, value in values.items()
+        }
+        inputs[signatures.TOKENS] = self._padded([(*prompt, *written)])
+        timeout = None if request.deadline is None else request.deadline - time.monotonic()
+        outputs = self._servable.run(signatures.NEXT_TOKENS, inputs, timeout=timeout)
+        num_new = int(outputs[signatures.NUM_TOKENS][0])
+        tokens = outputs[signatures.TOKENS][0, :num_new].tolist()
+        reason = bytes(outputs[signatures.FINISH_REASON][0]).decode() or None
+        if not tokens and reason is None:
+            raise ServingError(Code.INTERNAL, "The model wrote nothing and did not end.")
+        logprobs = _logprobs(outputs, 0, num_new, request.logprobs)
+        if self._spelling:
+            return tokens, self._spelling(tokens), logprobs, reason, text
+        # As many rows as tokens: the whole answer after each of them.
+        answers = [(*written, *tokens[: i + 1]) for i in range(num_new)]
+        texts = [data.decode(errors="replace") for data in self._texts(answers)]
+        is_end = reason is not None or len(written) + num_new >= request.max_tokens
+        spelled = differences(text, texts, is_end=is_end)
+        return tokens, spelled, logprobs, reason, text + b"".join(spelled).decode()
+
+
+def _column(texts: Sequence[str]) -> np.ndarray:
+    return np.array([text.encode(errors="replace") for text in texts], object)
+
+
+def _logprobs(outputs: Arrays, row: int, count: int, num_top: int | None) -> list[TokenLogprob]:
+    """Those of the first `count` places of a row, none if they are not asked for."""
+    if num_top is None:
+        return []
+    own = outputs[signatures.LOGPROBS][row, :count].tolist()
+    tops = zip(
+        outputs[signatures.TOP_TOKENS][row, :count, :num_top].tolist(),
+        outputs[signatures.TOP_LOGPROBS][row, :count, :num_top].tolist(),
+        strict=True,
+    )
+    return [
+        TokenLogprob(logprob, tuple(zip(tokens, logprobs, strict=True)))
+        for logprob, (tokens, logprobs) in zip(own, tops, strict=True)
+    ]
