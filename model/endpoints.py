@@ -1,8 +1,8 @@
 """What a language model's export answers besides whole texts: a function for each signature.
 
-Axes: B batch, C context length, T tokens read, V vocabulary. Names, shapes and types of inputs and
-outputs are those of `model/signatures.py`. Graph ops only; each row depends on itself alone, so a
-server may mix the rows of its callers.
+Axes: B batch, C context length, T tokens read, D width, V vocabulary. Names, shapes and types of
+inputs and outputs are those of `model/signatures.py`. Graph ops only; each row depends on itself
+alone, so a server may mix the rows of its callers.
 """
 
 import keras
@@ -12,6 +12,8 @@ from model import signatures as s
 from model.generation import text_of, without_specials, write
 from model.samplers import Options, penalized, sample, uniforms
 from model.tokenizers import BEGIN, PADDING, UNKNOWN, ReversibleTokenizer
+
+_SCORED_AT_ONCE = 256  # tokens, so that their logits stay few
 
 
 def tokenize(tokenizer: ReversibleTokenizer, text: tf.Tensor, context: int) -> dict:
@@ -125,6 +127,94 @@ def next_tokens(
         s.TOP_TOKENS: outputs[2],
         s.TOP_LOGPROBS: outputs[3],
     }
+
+
+def score(model: keras.Model, tokenizer: ReversibleTokenizer, text: tf.Tensor) -> dict:
+    """How likely each token of a text is after those before it, and what is likeliest there.
+
+    Of a text of more than C tokens the last C are scored, as if it began there. Zeros behind them.
+    """
+    C = model.config.context_length
+    answer = tokenize(tokenizer, text, C)
+    counted = tf.minimum(answer[s.NUM_TOKENS], C)
+    T = tf.reduce_max(tf.concat([counted, [1]], 0))
+    tokens = answer[s.TOKENS][:, :T]
+    read = tf.pad(tokens[:, :-1], [[0, 0], [1, 0]], constant_values=BEGIN)
+    # All logits at once would be B T V numbers, more than all that is said of them.
+    has_states = hasattr(model, "states")
+    x = model.states(read) if has_states else model(read)
+    B, N = tf.shape(x)[0], tf.size(tokens)
+    size = tf.clip_by_value(N, 1, _SCORED_AT_ONCE)
+    pieces = -(-N // size)
+    x, own = (
+        tf.reshape(
+            tf.pad(tf.reshape(y, [N, *tail]), [[0, pieces * size - N]] + [[0, 0]] * len(tail)),
+            [pieces, size, *tail],
+        )
+        for y, tail in ((x, [x.shape[-1]]), (tokens, []))
+    )
+
+    def score_piece(piece):
+        x, own = piece
+        everything = tf.nn.log_softmax(model.logits(x) if has_states else x)  # (size, V)
+        return (tf.gather(everything, own, batch_dims=1), *_likeliest(everything))
+
+    kinds = (tf.float32, tf.int32, tf.float32)
+    found = tf.map_fn(score_piece, (x, own), fn_output_signature=kinds, parallel_iterations=1)
+    for name, y in zip((s.LOGPROBS, s.TOP_TOKENS, s.TOP_LOGPROBS), found, strict=True):
+        tail = y.shape[2:]
+        y = tf.reshape(tf.reshape(y, [pieces * size, *tail])[:N], [B, T, *tail])
+        is_token = tf.reshape(tf.range(T) < counted[:, None], [B, T] + [1] * len(tail))
+        y = tf.where(is_token, y, tf.zeros_like(y))
+        answer[name] = tf.pad(y, [[0, 0], [0, C - T]] + [[0, 0]] * len(tail))
+    return answer
+
+
+def embed(model: keras.Model, tokenizer: ReversibleTokenizer, text: tf.Tensor) -> dict:
+    """The mean of the last hidden states over a text and the begin in front, of length 1.
+
+    Of a text that does not fit the context the end is read. An empty text has an embedding too.
+    """
+    answer = tokenize(tokenizer, text, model.config.context_length - 1)
+    lengths = tf.minimum(answer[s.NUM_TOKENS], model.config.context_length - 1) + 1
+    T = tf.reduce_max(tf.concat([lengths, [1]], 0))
+    read = tf.pad(answer[s.TOKENS][:, : T - 1], [[0, 0], [1, 0]], constant_values=BEGIN)
+    x = tf.cast(model.embeddings_of(model.states(read)), tf.float32)  # (B, T, D)
+    is_token = tf.cast(tf.range(T) < lengths[:, None], tf.float32)
+    return {s.EMBEDDING: tf.math.l2_normalize(tf.einsum("btd,bt->bd", x, is_token), axis=-1)}
+
+
+def prefill(model: keras.Model, tokens: tf.Tensor, num_tokens: tf.Tensor) -> dict:
+    """Reads the first `num_tokens` of `tokens` int32 (B, T) into an empty cache of T slots."""
+    T = tf.shape(tokens)[1]
+    lengths = tf.clip_by_value(num_tokens, 1, T)
+    logits, caches = model.prefill(_in_vocabulary(tokens, model.vocabulary_size), lengths, T)
+    return {s.LOGITS: logits, **_named(caches)}
+
+
+def decode(
+    model: keras.Model, tokens: tf.Tensor, num_tokens: tf.Tensor, position: tf.Tensor, *cache
+) -> dict:
+    """Reads more tokens of each row into its cache, the tensors of `cache_names` in order.
+
+    The first `num_tokens` of `tokens` int32 (B, T), to stand at `position` and behind: one to
+    write a text, some to go on with a prompt. No row may end behind the last slot.
+    """
+    caches = list(zip(cache[::2], cache[1::2], strict=True))
+    num_slots, T = tf.shape(cache[0])[2], tf.shape(tokens)[1]
+    last = tf.clip_by_value(num_tokens, 1, T) - 1
+    # Padding repeats a row's last token in its place, which writes the same once more.
+    index = tf.minimum(tf.range(T), last[:, None])  # (B, T)
+    tokens = tf.gather(_in_vocabulary(tokens, model.vocabulary_size), index, batch_dims=1)
+    place = tf.clip_by_value(position[:, None] + index, 0, num_slots - 1)
+    x, caches = model.read(tokens, place, caches)
+    x = tf.gather(x, last, axis=1, batch_dims=1)
+    return {s.LOGITS: model.logits(x), **_named(caches)}
+
+
+def _named(caches) -> dict:
+    tensors = [tensor for pair in caches for tensor in pair]
+    return dict(zip(s.cache_names(len(caches)), tensors, strict=True))
 
 
 def _likeliest(log_probabilities: tf.Tensor) -> list[tf.Tensor]:

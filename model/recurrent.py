@@ -182,6 +182,16 @@ class RecurrentLanguageModel(keras.Model):
         logits = tied_logits(x, self.stack.embedding)[:, : tf.shape(tokens)[1]]  # (B, T, V)
         return (logits, state) if return_state else logits
 
+    def states(self, tokens):
+        """What `logits` and `embeddings_of` read of each token: int32 (B, T) -> float (B, T, D)."""
+        return self.stack(tokens, tokens != 0)[0][:, : tf.shape(tokens)[1]]
+
+    def embeddings_of(self, x):
+        return x
+
+    def logits(self, x):
+        return tied_logits(x, self.stack.embedding)
+
     def prefill(self, tokens, lengths, num_slots):
         """`tokens` int32 (B, T) padded on the right, `lengths` int32 (B,) >= 1."""
         is_token = tf.range(tf.shape(tokens)[1])[None, :] < lengths[:, None]

@@ -49,6 +49,12 @@ REGRESSOR_OUTPUTS = (VALUE,)
 TOKENIZE = "tokenize"  # text -> tokens, num_tokens
 DETOKENIZE = "detokenize"  # tokens, num_tokens -> text, text_bytes
 NEXT_TOKENS = "next_tokens"  # a text so far -> the tokens that follow
+SCORE = "score"  # text -> tokens, num_tokens, logprobs, top_tokens, top_logprobs, C steps each
+EMBED = "embed"  # text -> embedding
+# For an engine that keeps the cache, whose T tokens and S slots are free besides the batch; only
+# networks that can go back have them. A cache is passed as the tensors of `cache_names`.
+PREFILL = "prefill"  # tokens (B, T), num_tokens -> logits, a cache of S = T slots
+DECODE = "decode"  # tokens (B, T), num_tokens, position, a cache -> logits, the new cache
 
 TOKENS = "tokens"  # int32 (B, C), without begin and end; of a longer text the last C
 # NUM_TOKENS of a text is its true length, which may be more than C.
@@ -64,9 +70,17 @@ LOGPROBS = "logprobs"  # float32 (B, steps), natural, of the network itself: as 
 TOP_TOKENS = "top_tokens"  # int32 (B, steps, NUM_TOP), the likeliest of each place, best first
 TOP_LOGPROBS = "top_logprobs"  # float32 (B, steps, NUM_TOP), theirs
 
+EMBEDDING = "embedding"  # float32 (B, D), of length 1
+# Of PREFILL and DECODE: tokens int32 (B, T) are what the network reads, a begin included; of each
+# row the first NUM_TOKENS count, one at least.
+POSITION = "position"  # int32 (B,), where a row's first token stands: how many slots are taken
+LOGITS = "logits"  # float32 (B, V), of what follows a row's last token
+_KEY, _VALUE = "key_{}", "value_{}"  # float (B, K, S, H), the layout of model/attention.py
+
 NUM_TOP = 5
 FINISH_NOT = ""  # FINISH_REASON of NEXT_TOKENS: there may be more; FINISH_LENGTH: context is full
 
+SCORE_OUTPUTS = (TOKENS, NUM_TOKENS, LOGPROBS, TOP_TOKENS, TOP_LOGPROBS)
 # Of NEXT_TOKENS. The outputs have as many steps as the largest MAX_TOKENS of the batch, at most C;
 # NUM_TOKENS says how many of a row's are written, and what is behind them is 0.
 NEXT_TOKENS_INPUTS = (
@@ -91,6 +105,12 @@ NEXT_TOKENS_OUTPUTS = (
     TOP_TOKENS,
     TOP_LOGPROBS,
 )
+
+
+def cache_names(num_layers: int) -> list[str]:
+    """The tensors of a cache in their order: key_0, value_0, key_1, ..."""
+    return [name.format(i) for i in range(num_layers) for name in (_KEY, _VALUE)]
+
 
 # Entries of the manifest that a language model's has besides.
 CONTEXT_LENGTH = "context_length"  # C, tokens, the begin in front of a text included

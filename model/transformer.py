@@ -197,6 +197,14 @@ class TransformerDecoder(keras.Model):
             trunk, x = x, block(x, position, past, more_values=more, training=training)
         return [x, *(block(trunk, position, past, training=training) for block in self.further)]
 
+    def states(self, tokens):
+        """What `logits` and `embeddings_of` read of each token: int32 (B, T) -> float (B, T, D)."""
+        return self._hidden(tokens, training=False)[0]
+
+    def embeddings_of(self, x):
+        """The last hidden states as the head sees them, (B, T, D)."""
+        return self.final_norm(x)
+
     def prefill(self, tokens, lengths, num_slots):
         """`tokens` int32 (B, T) padded on the right, `lengths` int32 (B,) >= 1, T <= num_slots."""
         # Slots at and after a row's length hold padding until decoding writes over them.

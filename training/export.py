@@ -159,7 +159,7 @@ def _golden(learner: Classifier | LanguageModel, endpoints: Endpoints) -> list[d
         answer = endpoints[name](*inputs.values())
         # Of two tokens that are as likely another processor may put the other one first; and JSON
         # holds no half characters.
-        left_out = (signatures.TOP_TOKENS, signatures.TEXT_BYTES)
+        left_out = (signatures.TOP_TOKENS, signatures.TOP_LOGPROBS, signatures.TEXT_BYTES)
         outputs = {a: _plain(x.numpy()) for a, x in answer.items() if a not in left_out}
         plain = {alias: _plain(x.numpy()) for alias, x in inputs.items()}
         golden.append(_golden_of(name, plain, outputs))

@@ -34,6 +34,8 @@ _INPUTS = {
     signatures.TOKENIZE: (signatures.TEXT,),
     signatures.DETOKENIZE: (signatures.TOKENS, signatures.NUM_TOKENS),
     signatures.NEXT_TOKENS: signatures.NEXT_TOKENS_INPUTS,
+    signatures.SCORE: (signatures.TEXT,),
+    signatures.EMBED: (signatures.TEXT,),
 }
 _DTYPES = dict.fromkeys((signatures.TEXT, signatures.PROMPT), tf.string) | dict.fromkeys(
     (
@@ -79,14 +81,37 @@ class LanguageModel:
         """What the export answers by the name of the signature; traced when it is first called."""
         model, tokenizer = self.model, self.tokenizer
         context = model.config.context_length
-        return {
+        functions: dict[str, Callable] = {
             signatures.SERVING_DEFAULT: lambda *inputs: generate(model, tokenizer, *inputs),
             signatures.TOKENIZE: lambda text: endpoints.tokenize(tokenizer, text, context),
             signatures.DETOKENIZE: lambda *inputs: endpoints.detokenize(tokenizer, *inputs),
             signatures.NEXT_TOKENS: lambda *inputs: endpoints.next_tokens(model, *inputs),
+            signatures.SCORE: lambda text: endpoints.score(model, tokenizer, text),
         }
+        if hasattr(model, "states"):
+            functions[signatures.EMBED] = lambda text: endpoints.embed(model, tokenizer, text)
+        if hasattr(model, "read"):
+            functions[signatures.PREFILL] = lambda *inputs: endpoints.prefill(model, *inputs)
+            functions[signatures.DECODE] = lambda *inputs: endpoints.decode(model, *inputs)
+        return functions
 
     def _inputs_of(self, name: str) -> list[tf.TensorSpec]:
+        if name in (signatures.PREFILL, signatures.DECODE):
+            tokens = tf.TensorSpec([None, None], tf.int32, signatures.TOKENS)
+            specs = [tokens, tf.TensorSpec([None], tf.int32, signatures.NUM_TOKENS)]
+            if name == signatures.PREFILL:
+                return specs
+            tensors = [x for pair in self.model.empty_cache(1, 1) for x in pair]
+            return [
+                *specs,
+                tf.TensorSpec([None], tf.int32, signatures.POSITION),
+                *(
+                    tf.TensorSpec([None, x.shape[1], None, x.shape[3]], x.dtype, alias)
+                    for alias, x in zip(
+                        signatures.cache_names(len(tensors) // 2), tensors, strict=True
+                    )
+                ),
+            ]
         return [
             tf.TensorSpec(
                 [None, self.model.config.context_length] if alias == signatures.TOKENS else [None],
@@ -99,7 +124,8 @@ class LanguageModel:
     def examples(self, prompts: Sequence[str]) -> dict[str, dict[str, tf.Tensor]]:
         """For each signature the inputs of a request that asks for `prompts`, by alias.
 
-        Greedy only: sampled text may turn on the last bit of a probability.
+        Not for those with a cache, which no server calls but the engine that knows it. Greedy
+        only: sampled text may turn on the last bit of a probability.
         """
         count = len(prompts)
         tokenized = self.endpoints[signatures.TOKENIZE](tf.constant(prompts))
@@ -127,6 +153,7 @@ class LanguageModel:
                 for alias in _INPUTS[name]
             }
             for name in self.endpoints
+            if name in _INPUTS
         }
 
     @property
