@@ -202,6 +202,10 @@ class ServerConfig:
     request_timeout_seconds: float = _option(60.0, "for an answer, queueing included; then 504")
     max_running_requests: int = _option(0, "computed at once; 0: 4 for each CPU, or a batch")
     max_waiting_requests: int = _option(256, "beyond those running; more are a 429")
+    max_answers: int = _option(128, "in one request: prompts times n, or times best_of")
+    max_answer_tokens: int = _option(4096, "that max_tokens may ask for; the context is less")
+    max_streams: int = _option(256, "answers being written at once, requests; more are a 429")
+    stream_timeout_seconds: float = _option(600.0, "for a stream to end; then an error ends it")
     drain_seconds: float = _option(30.0, "for running requests after a stop signal")
 
     # ---------------------------------------------------- what is told

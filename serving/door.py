@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from serving import metrics
+from serving import metrics, openai
 from serving.config import ServerConfig
 from serving.errors import INTERNAL_TEXT, Code, ServingError, as_serving_error
 from serving.keys import Keys
@@ -45,6 +45,11 @@ class Refused(Exception):
     def __init__(self, status: int, message: str, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(message)
         self.status, self.message, self.headers = status, message, headers
+
+    @property
+    def code(self) -> str | None:
+        """OpenAI's word for it."""
+        return {401: "invalid_api_key", 429: "rate_limit_exceeded"}.get(self.status)
 
 
 class Door:
@@ -199,16 +204,16 @@ class Door:
             done, _ = await asyncio.wait(
                 {task, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED
             )
-            if task in done or answer.status:  # what has begun to be sent is sent to its end
-                await asyncio.wait({task})
-            elif gone in done:
-                raise _Gone
-            else:
+            if not done and not answer.status:
                 raise Refused(
                     504,
                     "Not answered in time (--request-timeout-seconds="
                     f"{self._config.request_timeout_seconds:g}).",
                 )
+            if not done:  # what has begun to be sent is sent to its end, while somebody reads it
+                done, _ = await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if task not in done:
+                raise _Gone
         finally:
             gone.cancel()
 
@@ -276,7 +281,10 @@ class _Answer:
     async def refuse(self, refused: Refused) -> None:
         if self.status:
             return
-        body = json.dumps({"error": refused.message}, indent=4, ensure_ascii=False).encode()
+        if openai.handles(self._scope["method"], self._scope["path"]):
+            body = openai.error_body(refused.status, refused.message, code=refused.code)
+        else:
+            body = json.dumps({"error": refused.message}, indent=4, ensure_ascii=False).encode()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),

@@ -141,11 +141,17 @@ _compute = _latency("/stepwise/serving/compute_latency", *_STAGE_LABELS)
 _serialize = _latency("/stepwise/serving/serialize_latency", *_STAGE_LABELS)
 
 
+# Of answers that are written piece by piece, microseconds and tokens.
+_first_token = _latency("/stepwise/serving/time_to_first_token", "model_name")
+_next_token = _latency("/stepwise/serving/time_between_tokens", "model_name")
+_prompt_tokens = _Counter("/stepwise/serving/prompt_tokens", "model_name")
+_written_tokens = _Counter("/stepwise/serving/written_tokens", "model_name")
+
 _shed = _Counter("/stepwise/serving/shed_requests", "reason")
 
 
 def count_shed(reason: str) -> None:
-    """A request that was turned away unread: `rate`, or `queue` for too many that wait."""
+    """A request that was turned away: `rate`, or for too many in the `queue` or `streams`."""
     _shed.add(1, reason)
 
 
@@ -204,6 +210,23 @@ def observe_batch(rows: int, padded_rows: int) -> None:
     _padding_size.observe(padded_rows - rows, str(padded_rows))
     _processed_batch_size.observe(padded_rows)
     _wrapped_runs.add(1)
+
+
+def observe_first_token(model: str, seconds: float) -> None:
+    """From an answer's beginning, once its prompt is read as tokens, to its first token."""
+    _first_token.observe(seconds * 1e6, model)
+
+
+def observe_next_tokens(model: str, seconds: float, count: int) -> None:
+    """`count` tokens that came together, `seconds` each after those before them."""
+    for _ in range(count):
+        _next_token.observe(seconds * 1e6, model)
+
+
+def count_tokens(model: str, num_prompt: int, num_written: int) -> None:
+    """What one request read and wrote."""
+    _prompt_tokens.add(num_prompt, model)
+    _written_tokens.add(num_written, model)
 
 
 def watch(path: str, read: Callable[[], int]) -> None:

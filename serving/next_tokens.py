@@ -17,8 +17,10 @@ from serving.codec import Arrays
 from serving.errors import Code, ServingError
 from serving.writing import (
     Assembler,
+    InvalidField,
     Piece,
     Request,
+    Scored,
     Spelling,
     TokenLogprob,
     Tokens,
@@ -95,6 +97,37 @@ class ModelText:
         if self._spelling:
             return await self._in_thread(self._spelling, tokens)
         return await self._in_thread(self._texts, [(token,) for token in tokens])
+
+    async def score(self, prompts: Sequence[Sequence[int]]) -> list[Scored]:
+        self._check_has(signatures.SCORE, "tells no probabilities of a text")
+        return await self._in_thread(self._score, prompts)
+
+    async def embed(self, texts: Sequence[str]) -> np.ndarray:
+        self._check_has(signatures.EMBED, "makes no embeddings")
+        inputs = {signatures.TEXT: _column(texts)}
+        outputs = await self._in_thread(self._servable.run, signatures.EMBED, inputs)
+        return outputs[signatures.EMBEDDING]
+
+    def _check_has(self, signature_name: str, lack: str) -> None:
+        if signature_name not in self._servable.signatures:
+            raise ServingError(
+                Code.INVALID_ARGUMENT,
+                f"Model {self._servable.name!r} {lack}: it has no signature {signature_name}.",
+            )
+
+    def _score(self, prompts: Sequence[Sequence[int]]) -> list[Scored]:
+        """By text, as the signature takes it: tokens that no text has are refused."""
+        column = np.array(self._texts(prompts), object)
+        outputs = self._servable.run(signatures.SCORE, {signatures.TEXT: column})
+        scored = []
+        for row, prompt in enumerate(prompts):
+            size = int(outputs[signatures.NUM_TOKENS][row])
+            tokens = outputs[signatures.TOKENS][row, :size].tolist()
+            if tokens != list(prompt):
+                raise InvalidField("prompt", "tokens that their text is made into", list(prompt))
+            logprobs = _logprobs(outputs, row, size, signatures.NUM_TOP)
+            scored.append(Scored(tuple(tokens), tuple(logprobs)))
+        return scored
 
     def _tokenize(self, texts: Sequence[str]) -> list[Tokens]:
         if not texts:

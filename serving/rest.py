@@ -27,7 +27,7 @@ from starlette.routing import Route
 from tensorflow_serving.apis import get_model_metadata_pb2
 
 from model.signatures import SERVING_DEFAULT
-from serving import codec, examples, inference, json_text, metrics
+from serving import codec, examples, inference, json_text, metrics, openai
 from serving.config import MAX_VERSION, ServerConfig
 from serving.errors import (
     INTERNAL_TEXT,
@@ -125,7 +125,10 @@ async def _api(service: Service, config: ServerConfig, request: Request) -> Resp
     if not path.lower().startswith("/v1/"):
         return Response("<h1>Not Found</h1>", 404, media_type="text/html")
     try:
-        response = await _answer(service, config, request, path)
+        if openai.handles(request.method, path):
+            response = await openai.answer(service, config, request)
+        else:
+            response = await _answer(service, config, request, path)
     except ClientDisconnect:
         return Response(status_code=Code.CANCELLED.http_status)  # nobody reads it
     except Exception as error:
@@ -180,6 +183,8 @@ async def _answer(service: Service, config: ServerConfig, request: Request, path
         content, request.state.model_version = await service.run(_metadata, name, version, label)
     else:
         content = await service.run(_status, name, version)
+        if openai.CLIENT_HEADER in request.headers and match["version"] is None:
+            content = _pretty(openai.model_object(name))  # it is there, and asked for in that form
     return _json_body(content)
 
 
@@ -372,7 +377,8 @@ def _models(repository: Repository) -> bytes:
         }
         for name in repository.names()
     ]
-    return _pretty({"models": models})
+    data = [openai.model_object(name) for name, state in states.items() if state == "AVAILABLE"]
+    return _pretty({"models": models, "object": "list", "data": data})
 
 
 def _statuses(repository: Repository, name: str) -> list[Any]:

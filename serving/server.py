@@ -74,7 +74,9 @@ async def _serve(config: ServerConfig) -> bool:
 
     metrics_path = metrics.page_path(config.monitoring_config_file)  # wrong, it ends the start
     repository = _repository(config)
-    service = Service(repository, num_threads(config), config.max_waiting_requests)
+    service = Service(
+        repository, num_threads(config), config.max_waiting_requests, config.max_streams
+    )
     tracer = Tracer() if config.telemetry else None
     stopping = _stop_on_signals()
     host = url_host(config.host)

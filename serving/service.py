@@ -2,9 +2,10 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from serving import metrics
@@ -43,14 +44,17 @@ class Service:
         repository: Repository,
         num_threads: int = DEFAULT_THREADS,
         max_waiting: int = ServerConfig.max_waiting_requests,
+        max_streams: int = ServerConfig.max_streams,
     ) -> None:
         self.repository = repository
         self.is_draining = False
         self._num_threads, self._max_waiting = num_threads, max_waiting
+        self._max_streams = max_streams
         self._threads = concurrent.futures.ThreadPoolExecutor(
             num_threads, thread_name_prefix="request"
         )
         self._running: set[asyncio.Future[Any]] = set()
+        self._streams: set[asyncio.Future[Any]] = set()  # tasks inside of `stream`
         self._left: set[concurrent.futures.Future[Any]] = set()  # nobody waits for them any more
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -59,6 +63,7 @@ class Service:
         self._callers_changed = threading.Condition()
         metrics.watch("/stepwise/serving/waiting_requests", lambda: self.num_waiting)
         metrics.watch("/stepwise/serving/running_requests", lambda: self.num_running)
+        metrics.watch("/stepwise/serving/streams", lambda: len(self._streams))
 
     @property
     def num_running(self) -> int:
@@ -122,6 +127,48 @@ class Service:
         except asyncio.CancelledError as error:
             raise self._said_of(error) from None
 
+    @contextlib.asynccontextmanager
+    async def stream(self) -> AsyncIterator[None]:
+        """Counts the task in its block as running, without a thread; for a task that waits much.
+
+        Raises as `run` does, and UNAVAILABLE in the block when it is cut off.
+        """
+        self._refuse_while_draining()
+        if len(self._streams) >= self._max_streams:
+            metrics.count_shed("streams")
+            raise ServingError(
+                Code.RESOURCE_EXHAUSTED,
+                "The server is busy: too many answers are being written (--max-streams); try "
+                "again later.",
+            )
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("A stream is counted by its task, and this runs in none")
+        self._streams.add(task)
+        self._is_idle.clear()
+        try:
+            yield
+        except asyncio.CancelledError as error:
+            raise self._said_of(error) from None
+        finally:
+            self._streams.discard(task)
+            self._set_idle()
+
+    async def in_thread(
+        self, work: Callable[P, Result], *args: P.args, **kwargs: P.kwargs
+    ) -> Result:
+        """`work(...)` in a thread, for a task inside of `stream`.
+
+        A task that is cancelled is so once the thread is through, which cannot be stopped: what
+        the thread works on is held until then.
+        """
+        future = asyncio.wrap_future(self._threads.submit(work, *args, **kwargs))
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.gather(future, return_exceptions=True)
+            raise
+
     def _said_of(self, error: asyncio.CancelledError) -> BaseException:
         if self._is_cut_off:
             return ServingError(
@@ -131,7 +178,10 @@ class Service:
 
     def _ended(self, future: asyncio.Future[Any]) -> None:
         self._running.discard(future)
-        if not self._running:
+        self._set_idle()
+
+    def _set_idle(self) -> None:
+        if not (self._running or self._streams):
             self._is_idle.set()
 
     def run_here(
@@ -180,7 +230,7 @@ class Service:
             await asyncio.wait_for(self._is_idle.wait(), seconds)
         except TimeoutError:
             self._is_cut_off = True
-        unfinished = list(self._running)
+        unfinished = [*self._running, *self._streams]
         for future in unfinished:
             future.cancel()  # the thread cannot be stopped; its caller gets an answer
         return len(unfinished) + await waiting

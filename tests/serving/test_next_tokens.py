@@ -185,3 +185,23 @@ def test_the_bytes_of_tokens_make_the_text(name):
             cut = tf.ragged.constant([row[:end]], tf.int32, row_splits_dtype=tf.int64)
             joined = b"".join(spelling(row[:end])).decode(errors="replace").encode()
             assert joined == tokenizer.detokenize(cut).numpy()[0]
+
+
+def test_a_text_is_as_likely_as_it_was_when_it_was_written(real):
+    writer = NextTokensWriter(real)
+    (prompt,) = asyncio.run(writer.tokenize(["abc 猫"]))
+    request = Request(prompt=prompt.tokens, max_tokens=9, seed=2, logprobs=3)
+    pieces = pieces_of(writer, request)
+    written = tuple(token for piece in pieces for token in piece.tokens)
+    entries = [entry for piece in pieces for entry in piece.logprobs]
+    assert len(written) == len(entries) > 3
+    scored, other = asyncio.run(writer.score([prompt.tokens + written, prompt.tokens]))
+    assert scored.tokens == prompt.tokens + written
+    for found, wanted in zip(scored.logprobs[-len(written) :], entries, strict=True):
+        assert found.logprob == pytest.approx(wanted.logprob, abs=1e-4)
+        assert found.top[0][1] == pytest.approx(wanted.top[0][1], abs=1e-4)
+    assert other.logprobs[0].logprob == pytest.approx(scored.logprobs[0].logprob, abs=1e-4)
+    with pytest.raises(ServingError, match="tokens that their text is made into"):
+        asyncio.run(writer.score([(2, 2)]))
+    vectors = asyncio.run(writer.embed(["abc", "", "猫"]))
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)

@@ -123,6 +123,27 @@ class _Writer(tf.Module):
             s.TOP_LOGPROBS: logprobs[..., None] - tf.range(5.0),
         }
 
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, s.TEXT)])
+    def score(self, text):
+        """Every token is as likely as its place; the likeliest is another one at even places."""
+        found = self.tokenize(text)
+        place = tf.range(CONTEXT)[None]
+        mask = place < found[s.NUM_TOKENS][:, None]
+        logprobs = tf.where(mask, -0.5 * tf.cast(place + 1, tf.float32), 0.0)
+        best = tf.where(place % 2 == 0, logprobs + 0.25, logprobs)
+        tokens = tf.where(mask, found[s.TOKENS] + 1 - place % 2, 0)
+        return found | {
+            s.LOGPROBS: logprobs,
+            s.TOP_TOKENS: tokens[..., None] + tf.range(5),
+            s.TOP_LOGPROBS: best[..., None] - tf.range(5.0),
+        }
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, s.TEXT)])
+    def embed(self, text):
+        sizes = tf.cast(tf.strings.length(text), tf.float32)
+        vectors = tf.stack([sizes, tf.ones_like(sizes), tf.zeros_like(sizes)], axis=1)
+        return {s.EMBEDDING: tf.math.l2_normalize(vectors, axis=1)}
+
 
 def writer_model(path: Path, *, is_concatenation: bool = True) -> Path:
     module = _Writer()
@@ -134,6 +155,8 @@ def writer_model(path: Path, *, is_concatenation: bool = True) -> Path:
             s.TOKENIZE: module.tokenize,
             s.DETOKENIZE: detokenize,
             s.NEXT_TOKENS: module.next_tokens,
+            s.SCORE: module.score,
+            s.EMBED: module.embed,
         },
     )
     return path

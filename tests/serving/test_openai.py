@@ -1,0 +1,611 @@
+"""OpenAI's API, asked by OpenAI's own client and by hand."""
+
+import asyncio
+import base64
+import json
+import threading
+import time
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from openai_server import repository_of, serving
+from toy_exports import classifier_model, generator_model, wait_until
+from toy_writer import CONTEXT, TAIL, answer_of, tokens_of, writer_model
+
+from serving.config import ServerConfig
+from serving.openai import shown
+from serving.remote import RemoteRepository
+from serving.service import Service
+from serving.writing import Piece, Tokens
+
+PROMPT = "Once 小 "
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("openai")
+    writer_model(folder / "writer" / "4")
+    writer_model(folder / "whole" / "1", is_concatenation=False)
+    classifier_model(folder / "classifier" / "1")
+    generator_model(folder / "older" / "1")
+    with repository_of(folder) as repository:
+        yield repository
+
+
+@pytest.fixture(scope="module", params=["embedded", "remote"])
+def server(request, models, serve_grpc):
+    """Over the models themselves, and as a front door over the gRPC of a server of them."""
+    config = ServerConfig(max_answers=6, max_answer_tokens=500)
+    if request.param == "embedded":
+        with serving(models, config) as running:
+            yield running
+        return
+    with serve_grpc(Service(models)) as stubs:
+        names = ("writer", "whole", "classifier", "older")
+        remote = RemoteRepository(
+            ServerConfig(engine="remote", backend=stubs.address, only_models=names)
+        )
+        with serving(remote, config) as running:
+            yield running
+        assert remote.stop()
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def complete(client, **settings):
+    given = {"model": "writer", "prompt": PROMPT, "max_tokens": 90, "seed": 5} | settings
+    return client.completions.create(**given)
+
+
+# Completions --------------------------------------------------------------------------------------
+
+
+def test_a_completion(client):
+    answer = complete(client, temperature=0.5, top_p=0.9, presence_penalty=1, frequency_penalty=-1)
+    (choice,) = answer.choices
+    assert choice.text == answer_of(
+        PROMPT, temperature=0.5, top_p=0.9, presence_penalty=1, frequency_penalty=-1, seed=5
+    )
+    assert (choice.index, choice.finish_reason, choice.logprobs) == (0, "stop", None)
+    usage = answer.usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (9, len(choice.text.encode()))
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert (answer.object, answer.model) == ("text_completion", "writer")
+    assert answer.id.startswith("cmpl-") and abs(answer.created - time.time()) < 60
+
+
+def test_what_vllm_has_besides(client):
+    extra = {"top_k": 3, "min_p": 0.1, "repetition_penalty": 1.5}
+    answer = complete(client, extra_body=extra)
+    assert answer.choices[0].text == answer_of(PROMPT, seed=5, **extra)
+    assert complete(client, extra_body={"top_k": -1}).choices[0].text == answer_of(PROMPT, seed=5)
+
+
+def test_the_default_is_16_tokens_and_a_seed_by_chance(client):
+    first, second = (
+        client.completions.create(model="writer", prompt="a", temperature=0) for _ in range(2)
+    )
+    assert first.usage.completion_tokens == 16 and first.choices[0].finish_reason == "length"
+    assert first.choices[0].text != second.choices[0].text  # the toy tells its seed
+
+
+@pytest.mark.parametrize("model", ["writer", "whole"])
+def test_a_stream_is_the_answer_in_events(client, model):
+    whole = complete(client, model=model)
+    events = list(
+        complete(client, model=model, stream=True, stream_options={"include_usage": True})
+    )
+    *parts, last = events
+    assert "".join(part.choices[0].text for part in parts) == whole.choices[0].text
+    assert [part.choices[0].finish_reason for part in parts[-2:]] == [None, "stop"]
+    assert all(part.usage is None for part in parts)
+    assert last.choices == [] and last.usage == whole.usage
+    assert len({event.id for event in events}) == 1
+    assert len(parts) > 5
+    assert not any("\ufffd" in part.choices[0].text for part in parts)
+
+
+def test_events_as_they_are_on_the_wire(server):
+    body = {"model": "writer", "prompt": "a", "max_tokens": 3, "seed": 1, "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["x-model-version"] == "4"
+        assert response.headers["cache-control"] == "no-cache"
+        text = response.read().decode()
+    *events, done, end = text.split("\n\n")
+    assert (done, end) == ("data: [DONE]", "")
+    content = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert "".join(event["choices"][0]["text"] for event in content) == answer_of("a")[:3]
+    assert all("usage" not in event for event in content)
+
+
+def test_several_prompts_and_answers(client):
+    answer = complete(client, prompt=["a", "bcd"], n=3, seed=8)
+    found = [(choice.index, choice.text) for choice in answer.choices]
+    wanted = [answer_of(prompt, seed=8 + i) for prompt in ("a", "bcd") for i in range(3)]
+    assert found == list(enumerate(wanted))
+    assert answer.usage.prompt_tokens == 4
+    texts = [""] * 6
+    for event in complete(client, prompt=["a", "bcd"], n=3, seed=8, stream=True):
+        texts[event.choices[0].index] += event.choices[0].text
+    assert texts == wanted
+
+
+def test_prompts_may_be_tokens(client):
+    assert complete(client, prompt=tokens_of("ab")).choices[0].text == answer_of("ab", seed=5)
+    answer = complete(client, prompt=[tokens_of("ab"), tokens_of("小")], echo=True, max_tokens=2)
+    assert [choice.text[:2] for choice in answer.choices] == ["ab", "小" + answer_of("小")[0]]
+
+
+def test_stop_strings(client):
+    whole = answer_of(PROMPT, seed=5)
+    for stop in ("狐", [" 小", "nowhere"]):
+        end = whole.index(stop if isinstance(stop, str) else stop[0])
+        answer = complete(client, stop=stop)
+        assert (answer.choices[0].text, answer.choices[0].finish_reason) == (whole[:end], "stop")
+        events = list(complete(client, stop=stop, stream=True))
+        assert "".join(event.choices[0].text for event in events) == whole[:end]
+
+
+def test_the_likeliest_of_several(client, models):
+    """`best_of` keeps those of the highest log-probability a token: the shortest of the toy."""
+    answer = complete(client, best_of=4, n=2, prompt="a", seed=98, max_tokens=500)
+    texts = [choice.text for choice in answer.choices]
+    assert texts == [answer_of("a", seed=98), answer_of("a", seed=99)]
+    four = sum(len(answer_of("a", seed=98 + i).encode()) for i in range(4))
+    assert answer.usage.completion_tokens == four
+    assert answer.choices[0].logprobs is None
+
+
+def test_log_probabilities(client):
+    answer = complete(client, max_tokens=4, logprobs=2)
+    found, text = answer.choices[0].logprobs, answer.choices[0].text
+    assert found.tokens == list(text) and found.text_offset == [0, 1, 2, 3]
+    assert np.round(found.token_logprobs, 4).tolist() == [-0.1, -0.2, -0.3, -0.4]
+    assert [list(top)[0] for top in found.top_logprobs] == list(text)
+    assert all(len(top) == 2 for top in found.top_logprobs)
+    events = list(complete(client, max_tokens=4, logprobs=2, stream=True))
+    tokens = [token for event in events for token in event.choices[0].logprobs.tokens]
+    offsets = [x for event in events for x in event.choices[0].logprobs.text_offset]
+    assert (tokens, offsets) == (found.tokens, found.text_offset)
+
+
+def test_parts_of_characters_are_shown_as_bytes(client):
+    start = len(answer_of("a", seed=5).removesuffix(TAIL))
+    answer = complete(client, prompt="a", max_tokens=90, logprobs=0)
+    found = answer.choices[0].logprobs
+    assert found.tokens[start + 1 : start + 4] == [r"bytes:\xe5", r"bytes:\xb0", r"bytes:\x8f"]
+    # A character is there with its last byte.
+    assert found.text_offset[start : start + 5] == [start, *[start + 1] * 3, start + 2]
+    assert [len(top) for top in found.top_logprobs[:3]] == [1, 1, 1]
+    assert shown(b"\xff") == r"bytes:\xff"
+
+
+def test_echo_gives_the_prompt_and_how_likely_it_was(client):
+    """What lm-evaluation-harness asks as `local-completions`: text and tokens, 0 and 1 to write."""
+    for prompt in ("ab c", tokens_of("ab c")):
+        for max_tokens in (0, 1):
+            answer = complete(
+                client, prompt=prompt, echo=True, logprobs=1, max_tokens=max_tokens, temperature=0
+            )
+            choice = answer.choices[0]
+            written = answer_of("ab c", temperature=0, seed=5)[:max_tokens]
+            assert choice.text == "ab c" + written
+            found = choice.logprobs
+            assert found.tokens == list(choice.text)
+            assert found.token_logprobs[:4] == [-0.5, -1.0, -1.5, -2.0]
+            assert found.text_offset == list(range(4 + max_tokens))
+            # Its own reading of them: whether each token was the likeliest.
+            greedy = [
+                own == max(top.values())
+                for own, top in zip(found.token_logprobs, found.top_logprobs, strict=True)
+            ]
+            assert greedy[:4] == [False, True, False, True]
+            assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (4, max_tokens)
+            assert choice.finish_reason == "length"
+    events = list(complete(client, prompt="ab", echo=True, logprobs=1, max_tokens=2, stream=True))
+    assert events[0].choices[0].text == "ab"
+    tokens = [token for event in events for token in event.choices[0].logprobs.tokens]
+    assert len(tokens) == 4
+
+
+# Chat ---------------------------------------------------------------------------------------------
+
+MESSAGES = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "text", "text": "!"}]},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "Who?"},
+]
+TEMPLATE = "Be short.\nUser: Hi!\nAssistant: Hello.\nUser: Who?\nAssistant:"
+
+
+def talk(client, **settings):
+    given = {"model": "writer", "messages": MESSAGES, "max_tokens": 34, "seed": 5} | settings
+    return client.chat.completions.create(**given)
+
+
+def test_a_chat_is_one_text_that_goes_on(client):
+    answer = talk(client)
+    (choice,) = answer.choices
+    assert choice.message.role == "assistant"
+    assert choice.message.content == answer_of(TEMPLATE, seed=5)[: choice.message.content.__len__()]
+    assert (answer.object, choice.finish_reason) == ("chat.completion", "length")
+    assert answer.usage.prompt_tokens == len(TEMPLATE)
+    # Without a limit it fills the context: BEGIN, prompt, answer.
+    answer = talk(client, max_tokens=openai.omit)
+    assert answer.usage.total_tokens == CONTEXT - 1
+
+
+def test_a_chat_as_a_stream(client):
+    whole = talk(client, max_completion_tokens=20, n=2)
+    events = list(
+        talk(
+            client,
+            max_completion_tokens=20,
+            n=2,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    texts = ["", ""]
+    for event in events[:-1]:
+        texts[event.choices[0].index] += event.choices[0].delta.content or ""
+    assert texts == [choice.message.content for choice in whole.choices]
+    firsts = {
+        event.choices[0].index: event.choices[0].delta.role for event in reversed(events[:-1])
+    }
+    assert firsts == {0: "assistant", 1: "assistant"}
+    assert events[-1].usage == whole.usage
+    assert {event.object for event in events} == {"chat.completion.chunk"}
+
+
+def test_log_probabilities_of_a_chat(client):
+    answer = talk(client, max_tokens=3, logprobs=True, top_logprobs=2)
+    content = answer.choices[0].logprobs.content
+    assert "".join(entry.token for entry in content) == answer.choices[0].message.content
+    assert [bytes(entry.bytes) for entry in content] == [e.token.encode() for e in content]
+    assert all(len(entry.top_logprobs) == 2 for entry in content)
+    assert round(content[2].logprob, 4) == -0.3
+
+
+# Embeddings and models ----------------------------------------------------------------------------
+
+
+def test_embeddings(client, server):
+    answer = client.embeddings.create(model="writer", input=["abc", "a"])
+    wanted = np.array([[3, 1, 0], [1, 1, 0]]) / np.sqrt([[10], [2]])
+    found = [entry.embedding for entry in answer.data]
+    np.testing.assert_allclose(found, wanted, atol=1e-6)  # the client asks for base64
+    assert [entry.index for entry in answer.data] == [0, 1]
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens == 4
+    by_hand = client.embeddings.create(
+        model="writer", input=tokens_of("abc"), encoding_format="float", dimensions=3
+    )
+    np.testing.assert_allclose(by_hand.data[0].embedding, wanted[0], atol=1e-6)
+    body = {"model": "writer", "input": "abc", "encoding_format": "base64"}
+    raw = httpx.post(f"{server.url}/v1/embeddings", json=body).json()
+    data = base64.b64decode(raw["data"][0]["embedding"])
+    np.testing.assert_allclose(np.frombuffer(data, "<f4"), wanted[0], atol=1e-6)
+
+
+def test_models_in_both_forms(client, server):
+    names = ["classifier", "older", "whole", "writer"]
+    assert [model.id for model in client.models.list()] == names
+    listed = httpx.get(f"{server.url}/v1/models").json()
+    assert [model["name"] for model in listed["models"]] == names
+    assert listed["object"] == "list" and len(listed["data"]) == 4
+    one = client.models.retrieve("writer")
+    assert (one.id, one.object, one.owned_by) == ("writer", "model", "stepwise")
+    # Whoever is not OpenAI's client gets TensorFlow Serving's answer.
+    status = httpx.get(f"{server.url}/v1/models/writer").json()
+    assert status["model_version_status"][0]["version"] == "4"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("nobody")
+
+
+# What is refused ----------------------------------------------------------------------------------
+
+
+def refusal(server, path="completions", **body):
+    """(status, error) of a request that must not run."""
+    given = {"model": "writer", "prompt": "a"} if path == "completions" else {"model": "writer"}
+    if path == "chat/completions":
+        given["messages"] = MESSAGES
+    response = httpx.post(f"{server.url}/v1/{path}", json=given | body)
+    assert response.headers["content-type"] == "application/json"
+    error = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    return response.status_code, error
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("n", 0, "from 1 to 6"),
+        ("n", 7, "from 1 to 6"),
+        ("n", "2", "whole number"),
+        ("best_of", 7, "from 1 to 6"),
+        ("max_tokens", 501, "from 0 to 500"),
+        ("max_tokens", -1, "from 0 to 500"),
+        ("temperature", -0.1, "from 0 to"),
+        ("temperature", "hot", "a number"),
+        ("top_p", 0, "above 0"),
+        ("presence_penalty", 3, "from -2 to 2"),
+        ("frequency_penalty", -3, "from -2 to 2"),
+        ("logprobs", 6, "from 0 to 5"),
+        ("stop", ["a"] * 5, "at most 4"),
+        ("stop", "", "of 1 to 256"),
+        ("stop", ["x" * 257], "of 1 to 256"),
+        ("seed", 1.5, "whole number"),
+        ("prompt", [], "a string"),
+        ("prompt", 5, "a string"),
+        ("prompt", [True], "of strings"),
+        ("prompt", ["a", 5], "of strings or of lists"),
+        ("prompt", ["a"] * 7, "--max-answers"),
+        ("prompt", [[0, 5]], "begin at 1"),
+        ("model", 3, "the name of a model"),
+        ("stream", "yes", "true or false"),
+        ("stream_options", {"include_usage": True}, "unless stream"),
+        ("suffix", "end", "is not supported: these networks write from left to right"),
+        ("logit_bias", {"5": 1}, "is not supported"),
+        ("tools", [{}], "call no functions"),
+        ("grammar", "x", "no such field"),
+        ("truncate_prompt_tokens", 0, "-1 or at least 1"),
+    ],
+)
+def test_out_of_range_is_refused_by_name(server, field, value, words):
+    status, error = refusal(server, **{field: value})
+    assert (status, error["type"], error["param"]) == (400, "invalid_request_error", field)
+    assert words in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"best_of": 1, "n": 2}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options"),
+    ],
+)
+def test_what_does_not_go_together(server, body, param):
+    assert refusal(server, **body)[1]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({"messages": []}, "messages", "at least one"),
+        ({"messages": ["hi"]}, "messages[0]", "an object"),
+        ({"messages": [{"role": "king", "content": ""}]}, "messages[0].role", "one of system"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "a string"),
+        ({"messages": [{"role": "tool", "content": ""}]}, "messages[0]", "no functions"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content",
+            "no images",
+        ),
+        ({"tools": [{"type": "function"}]}, "tools", "no functions"),
+        ({"response_format": {"type": "json_object"}}, "response_format", '{"type": "text"}'),
+        ({"modalities": ["audio"]}, "modalities", '["text"]'),
+        ({"top_logprobs": 2}, "top_logprobs", "unless logprobs"),
+        ({"logprobs": True, "top_logprobs": 6}, "top_logprobs", "from 0 to 5"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens", "from 1 to 500"),
+    ],
+)
+def test_what_a_chat_lacks(server, body, param, words):
+    status, error = refusal(server, "chat/completions", **body)
+    assert (status, error["param"]) == (400, param) and words in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"input": ""}, "input"),
+        ({"input": [tokens_of("a" * CONTEXT)]}, "input"),
+        ({"input": "a" * CONTEXT}, "input"),
+        ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
+        ({"input": "a", "dimensions": 2}, "dimensions"),
+    ],
+)
+def test_embeddings_that_there_are_none_of(server, body, param):
+    status, error = refusal(server, "embeddings", **body)
+    assert (status, error["param"]) == (400, param)
+
+
+def test_models_that_do_not_write(server):
+    status, error = refusal(server, model="nobody")
+    assert (status, error["code"], error["param"]) == (404, "model_not_found", "model")
+    status, error = refusal(server, model="classifier")
+    assert status == 400 and "/v1/models/classifier:predict" in error["message"]
+    status, error = refusal(server, model="older")
+    assert status == 400 and "export it again" in error["message"]
+
+
+def test_a_prompt_that_is_too_long(client, server):
+    status, error = refusal(server, prompt="x" * 95)
+    assert (status, error["code"]) == (400, "context_length_exceeded")
+    assert "96 tokens" in error["message"] and "has 95" in error["message"]
+    assert complete(client, prompt="x" * 94, max_tokens=9).usage.completion_tokens == 1
+    for truncate, size in ((-1, 95 - 40), (10, 10), (200, 94)):
+        body = {"truncate_prompt_tokens": truncate}
+        answer = complete(client, prompt="y" * 500, max_tokens=40, extra_body=body)
+        assert answer.usage.prompt_tokens == size
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [(b"", "empty"), (b"{", "JSON"), (b"[]", "JSON object"), (b'{"model": "writer"}', "a string")],
+)
+def test_bodies_that_are_no_request(server, body, words):
+    response = httpx.post(f"{server.url}/v1/completions", content=body)
+    assert response.status_code == 400 and words in response.json()["error"]["message"]
+
+
+def test_the_door_speaks_openais_form_here_alone(models, monkeypatch):
+    monkeypatch.setenv("STEPWISE_API_KEYS", "a-key-0123456789")
+    with serving(models, ServerConfig(max_body_bytes=200)) as running:
+        body = {"model": "writer", "prompt": "a", "max_tokens": 1}
+        denied = httpx.post(f"{running.url}/v1/completions", json=body)
+        assert denied.status_code == 401
+        assert denied.json()["error"]["code"] == "invalid_api_key"
+        other = httpx.get(f"{running.url}/v1/models/writer")
+        assert isinstance(other.json()["error"], str)
+        with openai.OpenAI(
+            base_url=f"{running.url}/v1", api_key="a-key-0123456789", max_retries=0
+        ) as client:
+            assert client.completions.create(**body).usage.completion_tokens == 1
+            with pytest.raises(openai.APIStatusError) as caught:
+                client.completions.create(**body | {"prompt": "x" * 300})
+        assert caught.value.status_code == 413
+        assert "--max-body-bytes" in caught.value.body["message"]
+
+
+# Streams that end otherwise -----------------------------------------------------------------------
+
+
+class Slow:
+    """A writer that writes a letter for each permission, and knows whether it was let go."""
+
+    context_length = 32
+
+    def __init__(self):
+        self.may_write = threading.Semaphore(0)
+        self.is_closed = threading.Event()
+        self.error = None
+
+    async def tokenize(self, texts):
+        return [Tokens(tuple(tokens_of(text)), len(text)) for text in texts]
+
+    async def write(self, request):
+        try:
+            for i in range(request.max_tokens):
+                while not self.may_write.acquire(blocking=False):
+                    if self.error:
+                        raise self.error
+                    await asyncio.sleep(0.002)
+                is_last = i == request.max_tokens - 1
+                yield Piece("x", (124,), (), "length" if is_last else None, 1)
+        finally:
+            self.is_closed.set()
+
+
+@pytest.fixture(scope="module")
+def embedded(models):
+    with serving(models, ServerConfig()) as running:
+        yield running
+
+
+@pytest.fixture
+def slow(models):
+    """The engine's place taken by a `Slow`."""
+    with models.acquire("writer") as servable:
+        servable.writer = Slow()
+        yield servable.writer
+        servable.writer = None
+
+
+BODY = {"model": "writer", "prompt": "a", "max_tokens": 5, "stream": True}
+
+
+def test_events_come_as_they_are_written_and_who_leaves_ends_the_writing(embedded, slow):
+    slow.may_write.release(2)
+    with httpx.stream("POST", f"{embedded.url}/v1/completions", json=BODY) as response:
+        lines = response.iter_lines()
+        first = [next(lines) for _ in range(4)]
+        assert [line[:6] for line in first] == ["data: ", "", "data: ", ""]
+        assert not slow.is_closed.is_set()
+        assert len(embedded.service._streams) == 1
+    assert slow.is_closed.wait(5)
+    wait_until(lambda: not embedded.service._streams)
+
+
+def test_an_answer_at_once_is_given_up_too_when_nobody_waits(embedded, slow):
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{embedded.url}/v1/completions", json=BODY | {"stream": False}, timeout=0.2)
+    assert slow.is_closed.wait(5)
+
+
+def test_an_error_in_the_middle_is_an_event(embedded, slow):
+    slow.may_write.release(2)
+    with openai.OpenAI(base_url=f"{embedded.url}/v1", api_key="none") as client:
+        stream = client.completions.create(**BODY)
+        texts = [next(stream).choices[0].text for _ in range(2)]
+        slow.error = ValueError("a secret")
+        with pytest.raises(openai.APIError, match="its log has the details") as caught:
+            next(stream)
+    assert texts == ["x", "x"] and caught.value.body["type"] == "server_error"
+
+
+def test_a_stream_has_its_own_time_limit_and_the_limit_of_an_answer_does_not_end_it(models):
+    config = ServerConfig(request_timeout_seconds=0.1, stream_timeout_seconds=0.3)
+    with serving(models, config) as running, models.acquire("writer") as servable:
+        servable.writer = slow = Slow()
+        try:
+            slow.may_write.release(1)
+            with httpx.stream("POST", f"{running.url}/v1/completions", json=BODY) as response:
+                lines = response.iter_lines()
+                assert next(lines).startswith("data: {")
+                began = time.monotonic()
+                while time.monotonic() < began + 0.2:  # longer than an answer may take
+                    time.sleep(0.01)
+                slow.may_write.release(4)
+                assert list(lines)[-2] == "data: [DONE]"
+            late = httpx.post(
+                f"{running.url}/v1/completions", json=BODY | {"stream": False}, timeout=5
+            )
+            assert late.status_code == 504
+            assert late.json()["error"]["type"] == "server_error"
+        finally:
+            servable.writer = None
+
+
+def test_too_many_streams_are_turned_away(models):
+    with serving(models, ServerConfig(max_streams=1)) as running:
+        with models.acquire("writer") as servable:
+            servable.writer = slow = Slow()
+            try:
+                slow.may_write.release(1)
+                url = f"{running.url}/v1/completions"
+                with httpx.stream("POST", url, json=BODY) as response:
+                    lines = response.iter_lines()  # closed with it, the response would be
+                    assert next(lines).startswith("data: {")
+                    second = httpx.post(url, json=BODY)
+                    assert second.status_code == 429 and second.headers["retry-after"]
+                    assert "--max-streams" in second.json()["error"]["message"]
+            finally:
+                servable.writer = None
+
+
+def test_a_drain_waits_for_streams_and_refuses_new_ones(models, slow):
+    with serving(models, ServerConfig()) as running:
+        url = f"{running.url}/v1/completions"
+        slow.may_write.release(1)
+        with httpx.stream("POST", url, json=BODY) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: {")
+            drain = asyncio.run_coroutine_threadsafe(running.service.drain(20), running.loop)
+            wait_until(lambda: running.service.is_draining)
+            assert httpx.post(url, json=BODY).status_code == 503
+            assert not drain.done()
+            slow.may_write.release(4)
+            assert list(lines)[-2] == "data: [DONE]"
+        assert drain.result(10) == 0
+
+
+def test_a_drain_that_takes_too_long_cuts_streams_off_with_an_error(models, slow):
+    with serving(models, ServerConfig()) as running:
+        slow.may_write.release(1)
+        with httpx.stream("POST", f"{running.url}/v1/completions", json=BODY) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: {")
+            drain = asyncio.run_coroutine_threadsafe(running.service.drain(0.01), running.loop)
+            last = [line for line in lines if line][-1]
+        assert "stopped before this request was finished" in last
+        assert drain.result(10) == 1 and slow.is_closed.is_set()
