@@ -10,6 +10,8 @@ import tensorflow as tf
 
 from model.tokenizers import PADDING
 
+_SORTED_FIRST = 64  # tokens that are looked at before more are
+
 
 class Options(NamedTuple):
     """What else narrows the next token, one value a row; None leaves it out of the graph.
@@ -58,8 +60,47 @@ def sample(
     The token is found on the cumulative distribution of the sorted probabilities, so one random
     number decides it.
     """
-    tokens, weights = kept(logits, temperature, top_k, top_p, min_p, typical_p)
-    return tf.gather(tokens, pick(weights, uniform), batch_dims=1)
+    size, V = _SORTED_FIRST, logits.shape[-1]
+    if typical_p is not None or V is None or V <= size:
+        tokens, weights = kept(logits, temperature, top_k, top_p, min_p, typical_p)
+        return tf.gather(tokens, pick(weights, uniform), batch_dims=1)
+    return _sample_likeliest(size, logits, uniform, temperature, top_k, top_p, min_p)
+
+
+def _sample_likeliest(size, logits, uniform, temperature, top_k, top_p, min_p):
+    """As `sample`, looking at `size` tokens first: most often they decide, and sorting all costs
+    more than a small network's step. Each row's token is that of the first look that decided it,
+    so rows stay independent."""
+    V = logits.shape[-1]
+    if size >= V:
+        tokens, weights = kept(logits, temperature, top_k, top_p, min_p)
+        return tf.gather(tokens, pick(weights, uniform), batch_dims=1)
+    scaled, limit = _scaled(logits, temperature, top_k)
+    ordered, tokens = tf.math.top_k(scaled, k=size)
+    within_k = tf.range(size)[None, :] < limit[:, None]
+    weights = tf.exp(ordered - ordered[:, :1])
+    of_all = tf.reduce_sum(tf.exp(scaled - ordered[:, :1]), axis=-1)
+    of_k = tf.reduce_sum(tf.where(within_k, weights, 0.0), axis=-1)
+    weights /= tf.where(limit <= size, of_k, of_all)[:, None]
+    keep = _is_kept(weights, within_k, top_p, min_p)
+    weights = tf.where(keep, weights, 0.0)
+    # Whether no token behind these is kept; else, if all are, how much they weigh is known.
+    is_all = (limit <= size) | ((limit >= V) & ~keep[:, -1])
+    keeps_all = (limit >= V) & (top_p >= 1.0)
+    if min_p is not None:
+        keeps_all &= ~(min_p > 0.0)
+    cumulative = tf.cumsum(weights, axis=-1)
+    reached = uniform * tf.where(is_all, cumulative[:, -1], 1.0)
+    is_sure = is_all | (keeps_all & (cumulative[:, -1] > reached))
+    chosen = tf.reduce_sum(tf.cast(cumulative <= reached[:, None], tf.int32), axis=-1)
+    last = tf.reduce_max(tf.where(weights > 0, tf.range(size)[None, :], 0), axis=-1)
+    token = tf.gather(tokens, tf.minimum(chosen, last), batch_dims=1)
+
+    def look_further():
+        further = _sample_likeliest(size * 16, logits, uniform, temperature, top_k, top_p, min_p)
+        return tf.where(is_sure, token, further)
+
+    return tf.cond(tf.reduce_all(is_sure), lambda: token, look_further)
 
 
 def pick(weights: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
@@ -108,22 +149,34 @@ def kept(
     those first whose information -log p is nearest to the entropy. One token always stays: the
     likeliest, or the most typical.
     """
-    greedy = ~(temperature > 1e-6)  # NaN too
-    # At 1,000 all logits are as good as equal; more would only lose them to rounding.
-    scaled = logits / tf.where(greedy, 1.0, tf.minimum(temperature, 1e3))[:, None]
     vocabulary_size = tf.shape(logits)[-1]
+    scaled, limit = _scaled(logits, temperature, top_k)
     ordered, tokens = tf.math.top_k(scaled, k=vocabulary_size)  # (B, V), descending
-    rank = tf.range(vocabulary_size)[None, :]
-    limit = tf.where((top_k <= 0) | greedy, tf.where(greedy, 1, vocabulary_size), top_k)
-    within_k = rank < limit[:, None]
+    within_k = tf.range(vocabulary_size)[None, :] < limit[:, None]
     weights = tf.nn.softmax(tf.where(within_k, ordered, tf.float32.min))
-    before = tf.cumsum(weights, axis=-1, exclusive=True)
-    keep = within_k & ((before < top_p[:, None]) | (rank == 0))
-    if min_p is not None:
-        keep &= ~(weights < min_p[:, None] * weights[:, :1]) | (rank == 0)
+    keep = _is_kept(weights, within_k, top_p, min_p)
     if typical_p is not None:
         keep &= _is_typical(tf.where(keep, weights, 0.0), typical_p)
     return tokens, tf.where(keep, weights, 0.0)
+
+
+def _scaled(logits, temperature, top_k) -> tuple[tf.Tensor, tf.Tensor]:
+    """Logits by `temperature`, and how many of the likeliest may be kept, int32 (B,)."""
+    greedy = ~(temperature > 1e-6)  # NaN too
+    # At 1,000 all logits are as good as equal; more would only lose them to rounding.
+    scaled = logits / tf.where(greedy, 1.0, tf.minimum(temperature, 1e3))[:, None]
+    limit = tf.where(top_k <= 0, tf.shape(logits)[-1], top_k)
+    return scaled, tf.where(greedy, 1, limit)
+
+
+def _is_kept(weights, within_k, top_p, min_p) -> tf.Tensor:
+    """bool (B, S): what top-p and min-p keep of tokens `within_k`, likeliest first."""
+    is_first = tf.range(tf.shape(weights)[1])[None, :] == 0
+    before = tf.cumsum(weights, axis=-1, exclusive=True)
+    keep = within_k & ((before < top_p[:, None]) | is_first)
+    if min_p is not None:
+        keep &= ~(weights < min_p[:, None] * weights[:, :1]) | is_first
+    return keep
 
 
 def _is_typical(weights: tf.Tensor, typical_p: tf.Tensor) -> tf.Tensor:

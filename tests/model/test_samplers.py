@@ -7,7 +7,9 @@ import tensorflow as tf
 from model.samplers import (
     Options,
     first_occurrence,
+    kept,
     penalized,
+    pick,
     probabilities,
     sample,
     uniforms,
@@ -311,3 +313,36 @@ def test_neighbouring_seeds_are_independent():
     first, second = numbers.T
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.08
     assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.08
+
+
+@pytest.mark.parametrize("sharpness", [0.1, 1.0, 6.0])  # the likeliest 64 weigh 5 % to 100 %
+def test_a_look_at_the_likeliest_draws_what_sorting_all_draws(sharpness):
+    """Whether 64 tokens, 1,024 or all of them decide, and whatever the rows beside it need."""
+    generator = np.random.default_rng(0)
+    settings = [  # temperature, top_k, top_p, min_p
+        (1.0, 0, 1.0, 0.0),
+        (0.0, 0, 1.0, 0.0),
+        (0.7, 40, 0.9, 0.0),
+        (1.0, 64, 1.0, 0.0),
+        (1.0, 65, 1.0, 0.0),
+        (1.3, 0, 0.5, 0.0),
+        (1.0, 0, 0.999, 0.0),
+        (1.0, 0, 1.0, 0.3),
+        (1.0, 1500, 0.95, 0.01),
+        (1.0, 5000, 1.0, 0.0),
+    ] * 20
+    rows = [np.array(column) for column in zip(*settings, strict=True)]
+    logits = tf.constant(generator.normal(size=(len(settings), 2000)) * sharpness, tf.float32)
+    uniform = tf.constant(generator.random(len(settings)), tf.float32)
+    temperature, top_p, min_p = (tf.constant(rows[i], tf.float32) for i in (0, 2, 3))
+    given = (temperature, tf.constant(rows[1], tf.int32), top_p, min_p)
+    drawn = tf.function(sample)(logits, uniform, *given).numpy()
+    tokens, weights = kept(logits, *given)
+    expected = tf.gather(tokens, pick(weights, uniform), batch_dims=1).numpy()
+    # Sums in another order may move a number that lies between two tokens by a rounding.
+    assert np.mean(drawn == expected) >= 0.99
+    alone = [
+        sample(logits[i : i + 1], uniform[i : i + 1], *(x[i : i + 1] for x in given))
+        for i in range(10)
+    ]
+    np.testing.assert_array_equal(np.concatenate(alone), drawn[:10])
