@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from model.config import BagOfNgramsConfig
+from model.config.checks import require
 from model.dropout import Dropout
 
 
@@ -23,6 +24,10 @@ class BagOfNgrams(keras.Model):
 
     `adapt` finds u and starts W from the log-count ratios (their eq. 2, for each label against the
     mean of all); training goes on from there: with few examples it begins where naive Bayes ends.
+    With a `logistic_regression` C above 0 it begins at the one optimum of that convex problem, the
+    least C * (sum of the texts' cross-entropies) + |scale W|^2 / 2, as scikit-learn's
+    LogisticRegression finds it by SAGA (Defazio et al., 2014); of two labels W is then -w/2 and w/2
+    for its one w. A label that no text has keeps its log-count ratio.
 
     Call: `tokens` int32 (B, T), distinct ids of a row's n-grams, each plus V (c - 1), 0 is padding
     -> logits float32 (B, K). `ngram_dropout` leaves out whole n-grams in training.
@@ -73,6 +78,11 @@ class BagOfNgrams(keras.Model):
         if self._looks_at_ngrams:
             ratio = self._log_count_ratios(rows, labels, self.num_labels)
             self._start(rows, ratio, ratio)
+        if self.config.logistic_regression and (num_examples > 0).sum() > 1:
+            w, b = self._optimum(self._vectors(rows), labels)
+            if w.shape[1] == 1:
+                w, b = w * [-0.5, 0.5], b * [-0.5, 0.5]
+            self._assign_labels(np.flatnonzero(num_examples), w, b)
 
     def _adapt_each(self, rows: Sequence[np.ndarray], is_label: np.ndarray) -> None:
         num_with = is_label.sum(axis=0)
@@ -81,6 +91,10 @@ class BagOfNgrams(keras.Model):
             ratios = [self._log_count_ratios(rows, has.astype(int), 2) for has in is_label.T]
             ratio = np.stack([ratio[:, 1] - ratio[:, 0] for ratio in ratios], axis=1)  # (V, K)
             self._start(rows, ratio, ratio)
+        if self.config.logistic_regression:
+            vectors = self._vectors(rows)
+            for k in np.flatnonzero((num_with > 0) & (num_with < len(is_label))):
+                self._assign_labels([k], *self._optimum(vectors, is_label[:, k]))
 
     def adapt_to_grades(
         self, rows: Sequence[np.ndarray], labels: np.ndarray, num_labels: int
@@ -90,6 +104,12 @@ class BagOfNgrams(keras.Model):
         That is the least-squares slope of each n-gram's ratios over the labels in their order; of
         two labels it is all of their ratio.
         """
+        require(
+            not self.config.logistic_regression,
+            "model.logistic_regression",
+            "0 with target=grade, which has another optimum",
+            self.config.logistic_regression,
+        )
         if self._looks_at_ngrams:
             ratio = self._log_count_ratios(rows, labels, num_labels)
             step = np.arange(num_labels) - (num_labels - 1) / 2
@@ -110,6 +130,46 @@ class BagOfNgrams(keras.Model):
         else:
             weight = np.abs(ratio).max(axis=1)
         self.ngram_weight.assign(weight * (num_texts >= self.config.min_texts))
+
+    def _vectors(self, rows: Sequence[np.ndarray]):
+        """What `call` multiplies with `scale` W: sparse float32 (B, V), rows of length 1 or 0."""
+        from scipy import sparse  # here, as few networks need these two
+        from sklearn.preprocessing import normalize
+
+        tokens = np.concatenate([*rows, np.zeros(0, np.int32)])
+        tokens = tokens[tokens != 0]
+        ngrams = tokens % self.vocabulary_size
+        value = (1.0 + np.log(tokens // self.vocabulary_size + 1)).astype(np.float32)
+        if self.ngram_weight is not None:
+            value *= self.ngram_weight.numpy()[ngrams]
+        starts = np.cumsum([0, *(np.count_nonzero(row) for row in rows)])
+        shape = (len(rows), self.vocabulary_size)
+        return normalize(sparse.csr_matrix((value, ngrams, starts), shape))
+
+    def _optimum(self, vectors, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """W (V, K) and b (K,) for vectors (B, V) and int (B,); of two labels one column."""
+        from sklearn.linear_model import LogisticRegression
+
+        _, counted = vectors.nonzero()
+        columns = np.unique(counted)
+        solver = LogisticRegression(
+            C=self.config.logistic_regression,
+            solver="saga",
+            tol=1e-3,
+            max_iter=300,
+            random_state=0,
+        )
+        solver.fit(vectors[:, columns], labels)
+        weights = np.zeros((self.vocabulary_size, len(solver.coef_)), np.float32)
+        weights[columns] = solver.coef_.T / self.config.scale
+        return weights, solver.intercept_
+
+    def _assign_labels(self, labels, weights: np.ndarray, bias: np.ndarray) -> None:
+        """Sets the columns `labels` of W, and their b."""
+        all_weights, all_bias = self.weight.embeddings.numpy(), self.bias.numpy()
+        all_weights[:, labels], all_bias[labels] = weights, bias
+        self.weight.embeddings.assign(all_weights)
+        self.bias.assign(all_bias)
 
     def _ngrams(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """The ids of all rows without their counts: whether a text has an n-gram is what counts."""

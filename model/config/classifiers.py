@@ -33,6 +33,7 @@ class BagOfNgramsConfig:
     min_texts: int = 1  # with a weighting: an n-gram that fewer training texts have counts nothing
     naive_bayes_scale: float = 0.3  # 1 starts as naive Bayes, 0 from nothing, between: milder
     smoothing: float = 0.3  # added to every count before the logarithm
+    logistic_regression: float = 0.0  # above 0: start at its optimum; C, the inverse of its penalty
     scale: float = 4.0  # of the normalised sum, so that logits can grow with small weights
     ngram_dropout: float = 0.5
     name: str = "bag_of_ngrams"
@@ -52,6 +53,12 @@ class BagOfNgramsConfig:
             self.naive_bayes_scale,
         )
         require(self.smoothing > 0, "model.smoothing", "above 0", self.smoothing)
+        require(
+            self.logistic_regression >= 0,
+            "model.logistic_regression",
+            "at least 0",
+            self.logistic_regression,
+        )
         require(self.scale > 0, "model.scale", "above 0", self.scale)
         check_rate("model.ngram_dropout", self.ngram_dropout)
 

@@ -392,3 +392,52 @@ def test_ngram_dropout_leaves_out_whole_ngrams_and_keeps_the_mean():
     np.testing.assert_allclose(counts[:, 0], counts[:, 2], atol=1e-5)
     assert abs(counts[:, 0].mean() - 0.7 * 16) < 0.4
     assert counts.std() > 1
+
+
+def penalised_gradients(model, rows, labels):
+    """Of C (sum of cross-entropies) + |scale W|^2 / 2, by W and b, written out."""
+    config = model.config
+    with tf.GradientTape() as tape:
+        logits = model(padded(rows))
+        if labels.ndim == 2:
+            losses = tf.nn.sigmoid_cross_entropy_with_logits(labels.astype("float32"), logits)
+        else:
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        penalty = tf.reduce_sum((config.scale * model.weight.embeddings) ** 2) / 2
+        loss = config.logistic_regression * tf.reduce_sum(losses) + penalty
+    gradients = tape.gradient(loss, model.trainable_variables)
+    return [tf.convert_to_tensor(gradient).numpy() for gradient in gradients]
+
+
+@pytest.mark.parametrize("weighting", ["none", "idf", "naive_bayes"])
+@pytest.mark.parametrize("kind", ["class", "labels"])
+def test_a_bag_can_start_at_the_optimum_of_logistic_regression(weighting, kind):
+    rng = np.random.default_rng(0)
+    rows = [np.flatnonzero(rng.random(VOCABULARY) < 0.2).tolist() for _ in range(500)]
+    rows = [[i for i in row if i] for row in rows]
+    labels = np.array([(2 in row) + (5 in row and rng.random() < 0.8) for row in rows])
+    if kind == "labels":
+        labels = np.stack([labels == 0, labels != 1, labels > 5], axis=1)
+    config = BagOfNgramsConfig(weighting=weighting, logistic_regression=0.5, scale=2.5)
+    model = build_model(config, VOCABULARY, LABELS, seed=0)
+    model.weight.embeddings.assign(0.1 * rng.normal(size=(VOCABULARY, LABELS)))
+    before = penalised_gradients(model, rows, labels)
+    model.adapt([np.array(row, np.int32) for row in rows], labels)
+    after = penalised_gradients(model, rows, labels)
+    told = slice(None) if kind == "class" else slice(2)  # nobody has the third label
+    for first, last in zip(before, after, strict=True):
+        assert np.abs(last[..., told]).max() < 0.05 * np.abs(first[..., told]).max()
+
+
+def test_logistic_regression_leaves_out_labels_without_texts_and_refuses_grades():
+    config = BagOfNgramsConfig(weighting="idf", logistic_regression=3.0)
+    model = build_model(config, VOCABULARY, LABELS, seed=0)
+    model.adapt(TRAIN_ROWS[:3], TRAIN_LABELS[:3])  # labels 0 and 1 only
+    weights = model.weight.embeddings.numpy()
+    np.testing.assert_allclose(weights[:, 0], -weights[:, 1], atol=1e-6)
+    assert weights[:, 0].any()
+    assert (model(padded([[1, 2], [4], [2, 3]])).numpy().argmax(axis=1) == [0, 1, 0]).all()
+    model.adapt(TRAIN_ROWS[:2], TRAIN_LABELS[:2])  # one label: nothing to tell apart
+    assert np.isfinite(model(padded([[1], []]))).all()
+    with pytest.raises(ValueError, match="logistic_regression must be 0 with target=grade"):
+        model.adapt_to_grades(TRAIN_ROWS, TRAIN_LABELS, LABELS)

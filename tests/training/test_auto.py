@@ -96,7 +96,7 @@ def test_the_candidates_are_runs_for_many_labels_and_few_texts():
         found = candidates(
             small().dataset, num_labels=num_labels, num_texts=3, is_spaced=True, num_tokens=9
         )
-        assert list(found)[0] == "idf" and "transformer" in found
+        assert list(found)[0] == "logistic_regression" and "transformer" in found
         for config in found.values():
             buckets = getattr(config.tokenizer, "num_buckets", 1)
             assert buckets * num_labels <= 2**24
@@ -153,21 +153,21 @@ def test_without_time_the_first_candidate_sees_every_text_and_the_rest_are_left_
     caplog.set_level("INFO")
     dataset = dataclasses.replace(small().dataset, max_examples=96)
     folder, tried = fit_auto(dataset, 0.01, tmp_path)
-    assert [line["candidate"] for line in tried] == ["idf"]
+    assert [line["candidate"] for line in tried] == ["logistic_regression"]
     member = read_config(next((folder / "members").iterdir()))
     assert tried[0]["updates"] == member.max_updates == -(-96 // member.batch_size)
-    assert "0.01 s are too short for idf to see every text once" in caplog.text
+    assert "0.01 s are too short for logistic_regression to see every text once" in caplog.text
     assert "naive_bayes is left out: no time" in caplog.text and " in -" not in caplog.text
 
 
 def test_it_is_no_worse_than_tf_idf_with_logistic_regression(tmp_path, monkeypatch, caplog):
-    """On the starter reviews, by its two bags alone; the real sets stand in EXPERIMENTS.md."""
+    """On the starter reviews, by two bags alone; the real sets stand in EXPERIMENTS.md."""
     caplog.set_level("INFO")
     from benchmarks.classification import peers
 
     def bags(*args, **settings):
         found = candidates(*args, **settings)
-        return {name: found[name] for name in ("idf", "naive_bayes")}
+        return {name: found[name] for name in ("logistic_regression", "naive_bayes")}
 
     monkeypatch.setattr("training.auto.candidates", bags)
     dataset = recipe("sentiment").dataset

@@ -19,6 +19,8 @@ BATCH_SIZE = 32
 # What the rates of a bag's updates on one text add up to, halved by the schedule. How far plain SGD
 # gets from zero is what an L2 penalty is elsewhere; twice as much learns short texts by heart.
 STRENGTH = 0.45
+# C of logistic regression, by validation: texts of many n-grams have less of each.
+C, C_OF_LONG = 10.0, 30.0
 
 
 def candidates(
@@ -27,8 +29,8 @@ def candidates(
     """Recipes by name, the cheap ones first; the first is TF-IDF with logistic regression.
 
     `is_spaced`: most words have blanks between them, so that characters inside words say more.
-    `num_tokens`: of a text, what a network reads. Plain SGD on texts of length 1, which leaves rare
-    n-grams small, takes the place of an L2 penalty.
+    `num_tokens`: of a text, what a network reads. In the two bags after the first, plain SGD on
+    texts of length 1, which leaves rare n-grams small, takes the place of an L2 penalty.
     """
     epochs = min(max(round(60_000 / num_texts), 5), 30)  # few texts need many passes
     few_epochs = max(epochs // 2, 4)  # of networks, which know them by heart sooner
@@ -46,22 +48,29 @@ def candidates(
     rate = strength * BATCH_SIZE / epochs
     words = WordTokenizerConfig(max_tokens=num_tokens)
 
-    def bag(weighting: str, max_ngram: int, min_texts: int, rate: float) -> RunConfig:
+    def bag(name: str, weighting: str, max_ngram: int, **settings: float) -> RunConfig:
         config = weighted_bag(
-            weighting,
+            name,
             dataset,
             weighting,
             max_ngram=max_ngram,
-            min_texts=min_texts,
-            rate=rate,
-            epochs=epochs,
+            min_texts=2 if is_long else 1,
+            **{"rate": rate, "epochs": epochs} | settings,
         )
         tokenizer = replace(ngrams, max_ngram=max_ngram)
         return replace(config, tokenizer=tokenizer, batch_size=BATCH_SIZE)
 
     return {
-        "idf": bag("idf", ngrams.max_ngram, 2 if is_long else 1, rate),
-        "naive_bayes": bag("naive_bayes", 3, 2 if is_long else 1, rate / 3 if is_long else rate),
+        "logistic_regression": bag(
+            "logistic_regression",
+            "idf",
+            ngrams.max_ngram,
+            logistic_regression=C_OF_LONG if is_long else C,
+            rate=STRENGTH * BATCH_SIZE / 10,
+            epochs=1,
+        ),
+        "idf": bag("idf", "idf", ngrams.max_ngram),
+        "naive_bayes": bag("naive_bayes", "naive_bayes", 3, rate=rate / 3 if is_long else rate),
         "convolution": RunConfig(
             name="convolution",
             dataset=dataset,

@@ -16,8 +16,12 @@ def weighted_bag(
     min_texts: int = 1,
     rate: float,
     epochs: float,
+    logistic_regression: float = 0.0,
 ) -> RunConfig:
     """Logistic regression on texts as weighted vectors of length 1, by plain SGD.
+
+    With a C in `logistic_regression` the start is its optimum, and of the updates that follow only
+    what helps on validation is kept.
 
     Of an n-gram that is rare the sum of gradients stays small, and with it its weight: what an L2
     penalty is for elsewhere. AdamW moves it as far as any other and learns the rare by heart
@@ -32,6 +36,7 @@ def weighted_bag(
             weighting=weighting,
             min_texts=min_texts,
             naive_bayes_scale=0.0,
+            logistic_regression=logistic_regression,
             ngram_dropout=0.0,
             **smoothing,
         ),

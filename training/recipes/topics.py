@@ -31,14 +31,19 @@ def tnews() -> RunConfig:
 
 def ag_news_sample() -> RunConfig:
     """English news in four classes (AG News), the 4,999 training rows of the catalogue."""
-    return RunConfig(
-        name="ag_news_sample",
-        dataset=DatasetConfig(name="ag_news_sample"),
-        tokenizer=NgramTokenizerConfig(max_ngram=2, max_character_ngram=5, num_buckets=2**19),
-        model=BagOfNgramsConfig(naive_bayes_scale=0.1, smoothing=1.0),
-        optimizer=OptimizerConfig(peak_learning_rate=0.005),
-        epochs=5,
+    config = weighted_bag(
+        "ag_news_sample",
+        DatasetConfig(name="ag_news_sample"),
+        "idf",
+        max_ngram=2,
+        logistic_regression=10.0,
+        rate=1.5,
+        epochs=1,
     )
+    ngrams = NgramTokenizerConfig(
+        max_ngram=2, max_character_ngram=5, num_buckets=2**20, has_counts=True
+    )
+    return replace(config, tokenizer=ngrams)
 
 
 def thucnews() -> RunConfig:
@@ -57,9 +62,11 @@ def newsgroups() -> RunConfig:
         "idf",
         max_ngram=2,
         min_texts=2,
-        rate=30.0,
-        epochs=8,
+        logistic_regression=100.0,
+        rate=1.5,
+        epochs=1,
     )
+    ngrams = NgramTokenizerConfig(max_ngram=2, num_buckets=2**20, has_counts=True)
     # Answers of one thread are in training and validation, which prefers what has them by heart;
     # the test posts are of later threads.
-    return replace(config, keep="last", patience=0)
+    return replace(config, tokenizer=ngrams, keep="last", patience=0)
