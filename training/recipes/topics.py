@@ -48,10 +48,15 @@ def ag_news_sample() -> RunConfig:
 
 def thucnews() -> RunConfig:
     """Chinese headlines in ten classes, 45,000 for training."""
-    config = weighted_bag(
-        "thucnews", DatasetConfig(name="thucnews"), "naive_bayes", max_ngram=3, rate=10.0, epochs=5
+    return weighted_bag(
+        "thucnews",
+        DatasetConfig(name="thucnews"),
+        "naive_bayes",
+        max_ngram=3,
+        logistic_regression=10.0,
+        rate=1.5,
+        epochs=1,
     )
-    return replace(config, batch_size=64)
 
 
 def newsgroups() -> RunConfig:
