@@ -1,4 +1,4 @@
-"""Tries several recipes on one data set within a time, and keeps the best or several as one.
+"""Tries several recipes on one data set within a time, and keeps the best or a mixture of several.
 
 The folder `runs/auto-<digest>/` is a run like others: `ensemble.json` names its members, which are
 runs in `members/`; its `config.json` is that of the strongest of them.
@@ -7,7 +7,6 @@ runs in `members/`; its `config.json` is that of the strongest of them.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from training.budget import within
 from training.config import CLASSIFICATION, RunConfig
 from training.datasets.catalogue import load_dataset
 from training.datasets.config import CLASS, DatasetConfig
-from training.ensemble import Ensemble, mean_of, softmax
+from training.ensemble import Ensemble, mixture, mixture_weights, softmax
 from training.recipes.auto import AUTO, candidates
 from training.refit import refitted
 from training.run import fit_run, load_run, without_repeats
@@ -67,8 +66,8 @@ def fit_auto(
 ) -> tuple[Path, list[dict[str, Any]]] | None:
     """Trains the candidates on `dataset` in `budget` seconds, keeps the best on validation.
 
-    Which is best: the candidate, or the mean of several, with the least calibrated cross-entropy on
-    validation; the accuracy of so few texts would be more of a lottery. The first candidate sees
+    What is kept is the mixture of least calibrated cross-entropy on validation, often of one
+    candidate; the accuracy of so few texts would be more of a lottery. The first candidate sees
     every text at least once, however short the time. Returns the folder of the
     run and a line of a table for each that was tried; None when interrupted: the same call goes on.
     `change` is what the user sets in every candidate. With `refit` what is kept is trained once
@@ -106,9 +105,9 @@ def fit_auto(
             return None
         members.append(_member(fitted.config, run, data))
         left = max(left - members[-1].seconds, 0.0)
-    chosen, tried_lines = choose(members, data.validation.labels)
+    chosen, weights, tried_lines = choose(members, data.validation.labels)
     kept = [member.folder for member in chosen]
-    validation = Ensemble([_classifier(run) for run in kept]).figures_of(data.validation)
+    validation = Ensemble([_classifier(run) for run in kept], weights).figures_of(data.validation)
     seconds = sum(member.seconds for member in members)
     if refit:
         for i, member in enumerate(chosen):
@@ -117,7 +116,8 @@ def fit_auto(
             if outcome.reason == "interrupted":
                 return None
             seconds += read_json(kept[i] / RESULTS_FILE)["seconds"]
-    write_json(folder / ENSEMBLE_FILE, [str(run.relative_to(folder)) for run in kept])
+    names = [str(run.relative_to(folder)) for run in kept]
+    write_json(folder / ENSEMBLE_FILE, dict(zip(names, weights, strict=True)))
     write_json(folder / LABELS_FILE, list(data.label_names))
     ensemble = Ensemble.read(folder, load_run)  # type: ignore[arg-type]
     strongest = min(chosen, key=lambda member: member.figures["loss"])
@@ -137,34 +137,31 @@ def fit_auto(
     return folder, tried_lines
 
 
-def choose(members: list[Member], labels: np.ndarray) -> tuple[list[Member], list[dict[str, Any]]]:
-    """The set of members whose mean has the least loss on validation, and a line for each tried.
+def choose(
+    members: list[Member], labels: np.ndarray
+) -> tuple[list[Member], list[float], list[dict[str, Any]]]:
+    """Members of the mixture with the least loss on validation, its weights, a line for each tried.
 
-    Of equal ones the smaller set.
+    The last line is that of the mixture, if it has several members.
     """
+    probabilities = [member.probabilities for member in members]
+    weights = mixture_weights(probabilities, labels)
     lines = [
         {
             "candidate": member.name,
             "updates": member.updates,
             "seconds": round(member.seconds, 1),
             "temperature": member.temperature,
+            "weight": round(float(weight), 3),
         }
         | member.figures
-        for member in members
+        for member, weight in zip(members, weights, strict=True)
     ]
-    best, figures = [members[0]], {"loss": np.inf}
-    for size in range(1, len(members) + 1):
-        for some in itertools.combinations(members, size):
-            found = figures_of(mean_of([m.probabilities for m in some]), labels)
-            if found["loss"] < figures["loss"]:
-                best, figures = list(some), found
-    names = {member.name for member in best}
-    for line in lines:
-        line["is_kept"] = line["candidate"] in names
-    if len(best) > 1:
-        together = {"candidate": " + ".join(m.name for m in best), "is_kept": True}
-        lines.append(together | figures)
-    return best, lines
+    chosen = [member for member, weight in zip(members, weights, strict=True) if weight]
+    if len(chosen) > 1:
+        together = {"candidate": " + ".join(m.name for m in chosen), "weight": 1.0}
+        lines.append(together | figures_of(mixture(probabilities, list(weights)), labels))
+    return chosen, [float(weight) for weight in weights if weight], lines
 
 
 def _candidates(dataset: DatasetConfig, data: Any) -> dict[str, RunConfig]:

@@ -171,11 +171,11 @@ def fit_auto(options: argparse.Namespace) -> int:
             line.get("seconds", ""),
             f"{line['accuracy']:.2%}",
             f"{line['loss']:.4f}",
-            "yes" if line["is_kept"] else "",
+            f"{line['weight']:.2f}" if line["weight"] else "",
         ]
         for line in tried
     ]
-    _print_table(["candidate", "updates", "training s", "accuracy", "loss", "kept"], rows)
+    _print_table(["candidate", "updates", "training s", "accuracy", "loss", "weight"], rows)
     results = read_json(folder / RESULTS_FILE)
     print(f"\nKept: {' + '.join(results['members'])}. On the test split:\n")
     _print_report(results["test"])

@@ -19,7 +19,7 @@ from training.datasets.download import sha256_of
 from training.recipes import recipe
 
 CONFIG_FILE, LABELS_FILE, RESULTS_FILE = "config.json", "labels.json", "results.json"
-ENSEMBLE_FILE = "ensemble.json"  # [{"run": folder inside, "temperature": number}, ...]
+ENSEMBLE_FILE = "ensemble.json"  # {folder of a member, inside: its weight, ...}
 STAGES_FILE = "stages.json"  # of each finished stage, how it went
 SCALE_FILE = "scale.json"  # of target=number: mean and standard deviation of what is learned
 CALIBRATION_FILE = "calibration.json"  # the temperature of the scores, once training is over

@@ -14,7 +14,7 @@ from training.auto import Member, choose, figures_of, fit_auto
 from training.budget import Timing, _lengths, parse_seconds, within
 from training.config import override
 from training.datasets import load_dataset
-from training.ensemble import Ensemble, softmax
+from training.ensemble import Ensemble, mixture_weights, softmax
 from training.export import export_run
 from training.recipes import recipe
 from training.recipes.auto import candidates
@@ -32,18 +32,36 @@ def member(name, right):
     return Member(name, Path(name), None, 1.0, p, figures_of(p, LABELS), 3, 1.5)
 
 
-def test_what_is_kept_is_the_set_whose_mean_has_the_least_loss():
+def test_what_is_kept_is_the_mixture_with_the_least_loss():
     # a and b are wrong about different texts and better together; c only spoils both.
-    a, b = member("a", [0.9, 0.9, 0.9, 0.2]), member("b", [0.9, 0.2, 0.9, 0.9])
-    chosen, lines = choose([a, b, member("c", [0.1, 0.1, 0.2, 0.2])], LABELS)
-    assert [m.name for m in chosen] == ["a", "b"]
-    assert [line["is_kept"] for line in lines] == [True, True, False, True]
-    assert lines[-1]["candidate"] == "a + b"
-    mean = np.array([0.9, 0.55, 0.9, 0.55])
-    assert lines[-1]["loss"] == pytest.approx(-np.log(mean).mean(), rel=1e-5)
-    assert lines[-1]["accuracy"] == 1.0 and lines[0]["accuracy"] == 0.75
-    chosen, lines = choose([a, member("c", [0.1, 0.1, 0.2, 0.2])], LABELS)
-    assert [m.name for m in chosen] == ["a"] and len(lines) == 2
+    a, b = member("a", [0.9, 0.9, 0.9, 0.2]), member("b", [0.9, 0.3, 0.9, 0.9])
+    c = member("c", [0.1, 0.1, 0.2, 0.2])
+    chosen, weights, lines = choose([a, b, c], LABELS)
+    assert [m.name for m in chosen] == ["a", "b"] and sum(weights) == pytest.approx(1)
+    assert [line["weight"] > 0 for line in lines] == [True, True, False, True]
+
+    def loss(weight):
+        return figures_of(weight * a.probabilities + (1 - weight) * b.probabilities, LABELS)["loss"]
+
+    assert lines[-1]["candidate"] == "a + b" and lines[-1]["accuracy"] == 1.0
+    assert lines[-1]["loss"] == pytest.approx(loss(weights[0]), rel=1e-5)
+    assert loss(weights[0]) < min(loss(weights[0] + 0.05), loss(weights[0] - 0.05))
+    assert loss(weights[0]) < min(line["loss"] for line in lines[:3])
+    chosen, weights, lines = choose([a, c], LABELS)
+    assert [m.name for m in chosen] == ["a"] and weights == [1.0] and len(lines) == 2
+
+
+def test_who_weighs_nearly_nothing_is_left_out():
+    labels = np.zeros(200, np.int32)
+    most = np.tile([0.9, 0.1], (200, 1))
+    few = most.copy()
+    few[:4] = [1e-6, 1.0]  # sure of the wrong label
+    weights = mixture_weights([few, np.tile([0.4, 0.6], (200, 1))], labels)
+    # Of a mixture w, 1 - w the four texts want 0.02 of the second: less than is worth its time.
+    assert weights.tolist() == [1.0, 0.0]
+    few[:30] = [1e-6, 1.0]
+    weights = mixture_weights([few, np.tile([0.4, 0.6], (200, 1))], labels)
+    assert weights[1] > 0.1 and weights.sum() == pytest.approx(1)
 
 
 # Two stages: 100 updates of 0.1 s and 200 of 0.02 s; 10 s and 4 s, and 2 + 1 evaluations of 0.5 s
@@ -181,7 +199,7 @@ def test_it_is_no_worse_than_tf_idf_with_logistic_regression(tmp_path, monkeypat
     assert caplog.text.count("training texts repeat another") == 1  # not for each candidate
 
 
-def test_an_ensemble_is_the_mean_of_its_members_at_their_temperatures(tmp_path):
+def test_an_ensemble_is_a_mixture_of_its_members_at_their_temperatures(tmp_path):
     class Fixed:
         config, label_names = None, ("no", "yes")
 
@@ -193,6 +211,6 @@ def test_an_ensemble_is_the_mean_of_its_members_at_their_temperatures(tmp_path):
         def logits(self, texts):
             return self.values
 
-    ensemble = Ensemble([Fixed([[2.0, 0.0]], 1.0), Fixed([[0.0, 6.0]], 3.0)])
-    expected = (softmax(np.array([[2.0, 0.0]])) + softmax(np.array([[0.0, 2.0]]))) / 2
+    ensemble = Ensemble([Fixed([[2.0, 0.0]], 1.0), Fixed([[0.0, 6.0]], 3.0)], [0.7, 0.3])
+    expected = 0.7 * softmax(np.array([[2.0, 0.0]])) + 0.3 * softmax(np.array([[0.0, 2.0]]))
     np.testing.assert_allclose(ensemble.probabilities(["x"]), expected, rtol=1e-5)

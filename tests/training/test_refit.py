@@ -87,7 +87,8 @@ def test_auto_trains_what_it_keeps_once_more(tmp_path, monkeypatch):
     small = replace(CONFIG, dataset=FEW, epochs=1)
     monkeypatch.setattr(auto, "_candidates", lambda dataset, data: {"small": small})
     folder, _ = auto.fit_auto(FEW, 2.0, tmp_path, refit=True)
-    [member] = read_json(folder / "ensemble.json")
+    [(member, weight)] = read_json(folder / "ensemble.json").items()
+    assert weight == 1.0
     assert member.startswith("members/small_refit-")
     assert auto.fit_auto(FEW, 2.0, tmp_path, refit=True)[0] == folder  # trains nothing twice
     assert auto._digest({"small": small}, 2.0, False) not in folder.name
