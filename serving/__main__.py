@@ -22,6 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from serving.promote import main as move
 
         return move(arguments)
+    if arguments and arguments[0] == "generate":
+        from serving.generate import main as generate
+
+        return generate(arguments[1:])
     if {"-h", "--help"} & set(arguments):
         print(flags.usage(), end="")
         return 0

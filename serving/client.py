@@ -19,7 +19,13 @@ import json
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Generator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -34,6 +40,8 @@ REGRESSOR_OUTPUTS = frozenset({"value"})
 GENERATOR_INPUTS = frozenset({"prompt", "max_tokens", "temperature", "top_k", "top_p", "seed"})
 GENERATOR_OUTPUTS = frozenset({"text", "num_tokens", "finish_reason"})
 
+COMPLETIONS = "/v1/completions"
+STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 AVAILABLE = "AVAILABLE"
 API_KEY = "STEPWISE_API_KEY"
 
@@ -85,6 +93,16 @@ class Generation:
     text: str
     num_tokens: int
     finish_reason: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was written since the part before. The last one alone has `num_tokens`, of the whole
+    answer, and `finish_reason`."""
+
+    text: str
+    finish_reason: str | None = None
+    num_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -336,6 +354,30 @@ class _Calls:
         return Generation(rows[0]["text"], rows[0]["num_tokens"], rows[0]["finish_reason"])
 
     @call
+    def complete(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        timeout: float | None = 60.0,
+        **options: Any,
+    ) -> Steps[Generation]:
+        """As `generate`, over `/v1/completions`, which our server has.
+
+        `options` are `max_tokens`, `temperature`, `top_k`, `top_p`, `seed` and any other field of a
+        completion, such as `stop` or `min_p`.
+        """
+        content = json.dumps(_completion(model, prompt, options)).encode()
+        ask = _Ask("POST", COMPLETIONS, content, timeout)
+        answer = self._json((yield from self._insist(ask)))
+        try:
+            (choice,), usage = answer["choices"], answer["usage"]
+            return Generation(choice["text"], usage["completion_tokens"], choice["finish_reason"])
+        except (KeyError, TypeError, ValueError) as error:
+            detail = "its completion has an unknown form"
+            raise ServerFailed(_not_the_protocol(self.url, detail)) from error
+
+    @call
     def status(self, model: str) -> Steps[list[VersionStatus]]:
         """Every version the server has seen of the model, highest first, ended ones included."""
         return (yield from self._status(model))
@@ -492,7 +534,7 @@ class _Calls:
     def _json(self, response: httpx.Response) -> dict[str, Any]:
         """The body of a good answer; a bad one raises by its code. 404 is the caller's matter."""
         answer = _parse(response)
-        code, text = response.status_code, str(answer.get("error", "")).strip()
+        code, text = response.status_code, _error_text(answer)
         if code == 200 and answer:
             return answer
         if not text:
@@ -556,10 +598,13 @@ class Client(_Calls, Closes):
     def close(self) -> None:
         self._http.close()
 
-    def stream(self, path: str, body: Any, *, timeout: float | None = None) -> Iterator[Any]:
+    def stream(
+        self, path: str, body: Any, *, timeout: float | None = None
+    ) -> Generator[Any, None, None]:
         """POSTs `body` to `path` and gives the JSON of each server-sent event as it comes.
 
         Ends at `[DONE]` or with the answer. Whoever stops early hangs up, which cancels the work.
+        Raises ServerFailed where an event tells of an error.
         """
         steps = self._event_stream(path, body, timeout)
         with contextlib.closing(self._take(steps)) as response:
@@ -571,6 +616,17 @@ class Client(_Calls, Closes):
                         return
             except httpx.TransportError as error:
                 raise self._known(error, _Ask("POST", path, timeout=timeout)) from error
+
+    def write(
+        self, model: str, prompt: str, *, timeout: float | None = 60.0, **options: Any
+    ) -> Generator[Part, None, None]:
+        """`complete` as it is written. `timeout` is for each part; whoever stops early hangs up."""
+        body = _completion(model, prompt, options) | STREAMED
+        parts = _Parts()
+        with contextlib.closing(self.stream(COMPLETIONS, body, timeout=timeout)) as events:
+            for event in events:
+                yield from parts.of(event, self.url)
+        parts.check_end(self.url)
 
     def _take(self, steps: Steps[R]) -> R:
         return take(steps, self._send, self._sleep)
@@ -599,7 +655,7 @@ class AsyncClient(_Calls, ClosesInLoop):
 
     async def stream(
         self, path: str, body: Any, *, timeout: float | None = None
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """As `Client.stream`; `timeout` is for each event."""
         response = await self._take(self._event_stream(path, body, timeout))
         try:
@@ -613,6 +669,18 @@ class AsyncClient(_Calls, ClosesInLoop):
             raise self._known(error, _Ask("POST", path, timeout=timeout)) from error
         finally:
             await response.aclose()
+
+    async def write(
+        self, model: str, prompt: str, *, timeout: float | None = 60.0, **options: Any
+    ) -> AsyncGenerator[Part, None]:
+        """As `Client.write`."""
+        body = _completion(model, prompt, options) | STREAMED
+        parts = _Parts()
+        async with contextlib.aclosing(self.stream(COMPLETIONS, body, timeout=timeout)) as events:
+            async for event in events:
+                for part in parts.of(event, self.url):
+                    yield part
+        parts.check_end(self.url)
 
     async def _take(self, steps: Steps[R]) -> R:  # type: ignore[override]
         return await take_in_loop(steps, self._send, self._sleep)
@@ -648,9 +716,38 @@ class _Data:
             self.is_done = True
             return []
         try:
-            return [json.loads(text)]
+            event = json.loads(text)
         except json.JSONDecodeError as error:
             raise ServerFailed(f"An event of the stream is no JSON: {text[:80]!r}.") from error
+        if isinstance(event, dict) and event.get("error"):
+            raise ServerFailed(f"The server ended the stream; see its log: {_error_text(event)}")
+        return [event]
+
+
+class _Parts:
+    """Parts out of the events of a completion. The end comes in two of them, and is told as one."""
+
+    def __init__(self) -> None:
+        self._reason: str | None = None
+        self._has_ended = False
+
+    def of(self, event: Any, url: str) -> list[Part]:
+        try:
+            if event["choices"]:
+                (choice,) = event["choices"]
+                self._reason = choice["finish_reason"]
+                return [Part(choice["text"])] if choice["text"] else []
+            self._has_ended = True
+            return [Part("", self._reason, event["usage"]["completion_tokens"])]
+        except (KeyError, TypeError, ValueError) as error:
+            detail = "an event of its stream has an unknown form"
+            raise ServerFailed(_not_the_protocol(url, detail)) from error
+
+    def check_end(self, url: str) -> None:
+        if not self._has_ended:
+            raise ServerFailed(
+                f"The stream of {url} ended before the text did; see the server's log, try again."
+            )
 
 
 def _retry_after(response: httpx.Response) -> float | None:
@@ -679,6 +776,17 @@ def _parse(response: httpx.Response) -> dict[str, Any]:
     except json.JSONDecodeError:
         return {}
     return answer if isinstance(answer, dict) else {}
+
+
+def _error_text(answer: Mapping[str, Any]) -> str:
+    """What the server says, in TensorFlow Serving's form or in OpenAI's."""
+    error = answer.get("error", "")
+    return str(error.get("message", error) if isinstance(error, dict) else error).strip()
+
+
+def _completion(model: str, prompt: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    # Of a prompt that is too long its end is read, as by `generate`.
+    return {"model": model, "prompt": prompt, "truncate_prompt_tokens": -1, **options}
 
 
 def _require_fields(model: str, kind: str, rows: list[Any], fields: frozenset[str]) -> None:

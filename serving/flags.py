@@ -18,6 +18,7 @@ from serving.config import ConfigError, ServerConfig, flag_of
 USAGE = """\
 usage: python -m serving [--flag=value ...]
        python -m serving promote|rollback --help
+       python -m serving generate --help
 
 Serves exported models over TensorFlow Serving's REST and gRPC API.
 

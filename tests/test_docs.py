@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving import flags, promote
+from serving import flags, generate, promote
 from training.__main__ import parser
 from training.recipes import FIRST_STEPS, RECIPES
 from training.recipes.auto import AUTO
@@ -56,6 +56,8 @@ def test_serving_commands_in_the_documents_parse(name):
         _, _, _, *words = shlex.split(line, comments=True)
         if words[:1] in (["promote"], ["rollback"]):
             promote.parser().parse_args(words)
+        elif words[:1] == ["generate"]:
+            generate.parser().parse_args(words[1:])
         else:
             parsed = flags.parse(words)
             assert not parsed.unknown and not parsed.ignored, line

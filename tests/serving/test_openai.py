@@ -14,6 +14,7 @@ from openai_server import repository_of, serving
 from toy_exports import classifier_model, generator_model, wait_until
 from toy_writer import CONTEXT, TAIL, answer_of, tokens_of, writer_model
 
+from serving.client import AsyncClient, Client, InvalidRequest, Part, ServerFailed
 from serving.config import ServerConfig
 from serving.openai import shown
 from serving.remote import RemoteRepository
@@ -609,3 +610,51 @@ def test_a_drain_that_takes_too_long_cuts_streams_off_with_an_error(models, slow
             last = [line for line in lines if line][-1]
         assert "stopped before this request was finished" in last
         assert drain.result(10) == 1 and slow.is_closed.is_set()
+
+
+# Our own client -----------------------------------------------------------------------------------
+
+
+def test_our_client_completes_and_streams(server):
+    settings = {"max_tokens": 90, "temperature": 0.5, "seed": 4, "stop": ["🦊"]}
+    wanted = answer_of("ab", temperature=0.5, seed=4).split("🦊")[0]
+    with Client(server.url) as client:
+        whole = client.complete("writer", "ab", **settings)
+        assert (whole.text, whole.finish_reason) == (wanted, "stop")
+        *parts, last = client.write("writer", "ab", **settings)
+        assert "".join(part.text for part in parts) == wanted and len(parts) > 5
+        assert last == Part("", "stop", whole.num_tokens)
+        # Of a prompt that is too long the end is read, as by `generate`.
+        assert client.complete("writer", "x" * 500, max_tokens=4).num_tokens == 4
+        with pytest.raises(InvalidRequest, match="top_p must be above 0"):
+            client.complete("writer", "a", top_p=0)
+        with pytest.raises(InvalidRequest, match="does not exist"):
+            list(client.write("nobody", "a"))
+
+
+def test_our_client_in_an_event_loop(server):
+    async def take():
+        async with AsyncClient(server.url) as client:
+            whole = await client.complete("writer", "ab", seed=1)
+            return whole, [part async for part in client.write("writer", "ab", seed=1)]
+
+    whole, parts = asyncio.run(take())
+    assert "".join(part.text for part in parts) == whole.text
+    assert parts[-1] == Part("", whole.finish_reason, whole.num_tokens)
+
+
+def test_an_error_in_the_middle_is_an_error_of_our_client(embedded, slow):
+    slow.may_write.release(1)
+    with Client(embedded.url) as client:
+        parts = client.write("writer", "a", max_tokens=5)
+        assert next(parts).text == "x"
+        slow.error = ValueError("a secret")
+        with pytest.raises(ServerFailed, match="ended the stream.*its log has the details"):
+            next(parts)
+        slow.error = None
+        slow.may_write.release(1)
+        parts = client.write("writer", "a", max_tokens=5)
+        next(parts)
+        slow.is_closed.clear()
+        parts.close()
+        assert slow.is_closed.wait(5)

@@ -1,0 +1,175 @@
+"""`python -m serving generate MODEL PROMPT`: text in the terminal as it is written.
+
+Without a server, on the export itself; with `--url`, on a server that runs.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import sys
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from serving.config import ConfigError, ServerConfig, discover_models, version_folders
+from serving.errors import as_serving_error
+
+EXIT_FAILURE, EXIT_INTERRUPTED = 1, 130
+
+Parts = Generator[tuple[str, int, str | None], None, None]  # text, tokens in it, why it ended
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m serving generate",
+        description="Writes on from a prompt, into the terminal, as it comes. No server is needed.",
+    )
+    made.add_argument("model", help="its name, a folder of --exports")
+    made.add_argument("prompt", help="what the text begins with; - reads standard input")
+    made.add_argument("--exports", type=Path, default=ServerConfig.exports, help="%(default)s")
+    made.add_argument("--version", type=int, help="the newest")
+    made.add_argument("--allow-foreign", action="store_true", help="models without a manifest, too")
+    made.add_argument("--url", help="ask this server instead, as http://127.0.0.1:8501")
+    made.add_argument("--max-tokens", type=int, default=200, help="%(default)s")
+    made.add_argument("--temperature", type=float, default=0.8, help="%(default)s; 0 is greedy")
+    made.add_argument("--top-k", type=int, default=0, help="%(default)s, which is off")
+    made.add_argument("--top-p", type=float, default=0.95, help="%(default)s; 1 is off")
+    made.add_argument("--min-p", type=float, default=0.0, help="%(default)s, which is off")
+    made.add_argument(
+        "--repetition-penalty", type=float, default=1.0, help="%(default)s, which is off"
+    )
+    made.add_argument("--presence-penalty", type=float, default=0.0, help="%(default)s")
+    made.add_argument("--frequency-penalty", type=float, default=0.0, help="%(default)s")
+    made.add_argument("--seed", type=int, help="by chance; the last line tells it")
+    made.add_argument("--stop", action="append", default=[], help="ends the text; may be repeated")
+    made.add_argument("--echo", action="store_true", help="begin with the prompt")
+    return made
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command line behind `generate`; returns the exit code."""
+    options = parser().parse_args(arguments)
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    if options.seed is None:
+        options.seed = random.getrandbits(31)
+    settings = {
+        name: getattr(options, name)
+        for name in (
+            "max_tokens",
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "presence_penalty",
+            "frequency_penalty",
+            "seed",
+        )
+    }
+    settings["stop"] = tuple(options.stop)
+    try:
+        with contextlib.closing(_parts(options, prompt, settings)) as parts:
+            return _print(parts, prompt if options.echo else "", options.seed)
+    except BrokenPipeError:  # whoever reads has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ConfigError as error:
+        print(f"{error}.", file=sys.stderr)
+    except Exception as error:
+        known = as_serving_error(error)
+        if known is None:
+            raise
+        print(known.message, file=sys.stderr)
+    return EXIT_FAILURE
+
+
+def _print(parts: Parts, beginning: str, seed: int) -> int:
+    began = time.perf_counter()
+    first, count, reason, is_interrupted = 0.0, 0, None, False
+    sys.stdout.write(beginning)
+    try:
+        for text, num_tokens, why in parts:
+            count, reason = count + num_tokens, why or reason
+            first = first or time.perf_counter()
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        is_interrupted = True
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    now = time.perf_counter()
+    if is_interrupted:
+        reason = "interrupted"
+    told = [f"{count} tokens"]
+    if first:
+        told.append(f"the first after {first - began:.2f} s")
+    if count > 1 and now > first:
+        told.append(f"then {(count - 1) / (now - first):.0f} a second")
+    print(f"[{', '.join([*told, str(reason), f'seed {seed}'])}]", file=sys.stderr)
+    return EXIT_INTERRUPTED if is_interrupted else 0
+
+
+def _parts(options: argparse.Namespace, prompt: str, settings: dict[str, Any]) -> Parts:
+    if options.url:
+        return _by_server(options.url, options.model, prompt, settings)
+    return _here(options, prompt, settings)
+
+
+def _by_server(url: str, model: str, prompt: str, settings: dict[str, Any]) -> Parts:
+    """Of a server the tokens are told at the end, so until then they are not counted."""
+    from serving.client import Client, ClientError
+
+    try:
+        with Client(url) as client:
+            for part in client.write(model, prompt, **settings):
+                yield part.text, part.num_tokens or 0, part.finish_reason
+    except ClientError as error:
+        raise ConfigError(str(error).removesuffix(".")) from error
+
+
+def _here(options: argparse.Namespace, prompt: str, settings: dict[str, Any]) -> Parts:
+    folder = _version_folder(options.exports, options.model, options.version)
+    from model.runtime import import_tensorflow
+    from serving.writing import Request
+
+    request = Request(prompt=prompt, **settings)  # wrong settings are told at once
+    import_tensorflow()
+    from serving import gate, servable
+    from serving.next_tokens import NextTokensWriter
+
+    gate.check(folder, allow_foreign=options.allow_foreign)
+    # Warm-up and golden answers are for those who come later: here one text is wanted, and soon.
+    config = ServerConfig(exports=options.exports, enable_model_warmup=False)
+    loaded = servable.load(options.model, int(folder.name), folder, config=config)
+    try:
+        writer = loaded.writer or NextTokensWriter(loaded)
+        with asyncio.Runner() as runner:
+            pieces = writer.write(request)
+            try:
+                while True:
+                    piece = runner.run(anext(pieces, None))
+                    if piece is None:
+                        return
+                    yield piece.text, len(piece.tokens), piece.finish_reason
+            finally:
+                runner.run(pieces.aclose())
+    finally:
+        loaded.close()
+
+
+def _version_folder(exports: Path, model: str, version: int | None) -> Path:
+    """Raises ConfigError where there is none."""
+    known = {found.name: found.base_path for found in discover_models(exports)}
+    if model not in known:
+        raise ConfigError(
+            f"{exports.resolve()} holds no model named {model!r}; it holds: "
+            f"{', '.join(known) or 'none'}"
+        )
+    versions = version_folders(known[model])
+    if version is not None and version not in versions:
+        numbers = ", ".join(map(str, sorted(versions)))
+        raise ConfigError(f"--version: {model} has no version {version}; it has: {numbers}")
+    return versions[max(versions) if version is None else version]
