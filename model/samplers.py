@@ -10,7 +10,9 @@ import tensorflow as tf
 
 from model.tokenizers import PADDING
 
-_SORTED_FIRST = 64  # tokens that are looked at before more are
+_SORTED = 64  # of the likeliest tokens: most rows keep no more
+_BLOCK = 256  # tokens that are summed at once
+_BITS_OF_ONE = 0x3F800000  # of 1.0 as float32
 
 
 class Options(NamedTuple):
@@ -57,59 +59,39 @@ def sample(
 ) -> tf.Tensor:
     """One token a row, int32 (B,), from what `kept` keeps; `uniform` float32 (B,) in [0, 1).
 
-    The token is found on the cumulative distribution of the sorted probabilities, so one random
-    number decides it.
+    The token is found on the cumulative distribution in the order of the vocabulary, so one random
+    number decides it. Of equally likely tokens a greedy row takes the first.
     """
-    size, V = _SORTED_FIRST, logits.shape[-1]
-    if typical_p is not None or V is None or V <= size:
-        tokens, weights = kept(logits, temperature, top_k, top_p, min_p, typical_p)
-        return tf.gather(tokens, pick(weights, uniform), batch_dims=1)
-    return _sample_likeliest(size, logits, uniform, temperature, top_k, top_p, min_p)
-
-
-def _sample_likeliest(size, logits, uniform, temperature, top_k, top_p, min_p):
-    """As `sample`, looking at `size` tokens first: most often they decide, and sorting all costs
-    more than a small network's step. Each row's token is that of the first look that decided it,
-    so rows stay independent."""
-    V = logits.shape[-1]
-    if size >= V:
-        tokens, weights = kept(logits, temperature, top_k, top_p, min_p)
-        return tf.gather(tokens, pick(weights, uniform), batch_dims=1)
-    scaled, limit = _scaled(logits, temperature, top_k)
-    ordered, tokens = tf.math.top_k(scaled, k=size)
-    within_k = tf.range(size)[None, :] < limit[:, None]
-    weights = tf.exp(ordered - ordered[:, :1])
-    of_all = tf.reduce_sum(tf.exp(scaled - ordered[:, :1]), axis=-1)
-    of_k = tf.reduce_sum(tf.where(within_k, weights, 0.0), axis=-1)
-    weights /= tf.where(limit <= size, of_k, of_all)[:, None]
-    keep = _is_kept(weights, within_k, top_p, min_p)
-    weights = tf.where(keep, weights, 0.0)
-    # Whether no token behind these is kept; else, if all are, how much they weigh is known.
-    is_all = (limit <= size) | ((limit >= V) & ~keep[:, -1])
-    keeps_all = (limit >= V) & (top_p >= 1.0)
-    if min_p is not None:
-        keeps_all &= ~(min_p > 0.0)
-    cumulative = tf.cumsum(weights, axis=-1)
-    reached = uniform * tf.where(is_all, cumulative[:, -1], 1.0)
-    is_sure = is_all | (keeps_all & (cumulative[:, -1] > reached))
-    chosen = tf.reduce_sum(tf.cast(cumulative <= reached[:, None], tf.int32), axis=-1)
-    last = tf.reduce_max(tf.where(weights > 0, tf.range(size)[None, :], 0), axis=-1)
-    token = tf.gather(tokens, tf.minimum(chosen, last), batch_dims=1)
-
-    def look_further():
-        further = _sample_likeliest(size * 16, logits, uniform, temperature, top_k, top_p, min_p)
-        return tf.where(is_sure, token, further)
-
-    return tf.cond(tf.reduce_all(is_sure), lambda: token, look_further)
+    weights = kept(logits, temperature, top_k, top_p, min_p, typical_p)
+    is_one = _is_greedy(temperature) | (top_k == 1)
+    return pick(weights, tf.where(is_one, 0.0, uniform))
 
 
 def pick(weights: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
     """An index in proportion to weights float32 (B, V) >= 0, by one number a row: int32 (B,)."""
-    cumulative = tf.cumsum(weights, axis=-1)
-    target = uniform[:, None] * cumulative[:, -1:]
-    chosen = tf.reduce_sum(tf.cast(cumulative <= target, tf.int32), axis=-1)
+    V = weights.shape[-1]
+    if V <= 2 * _BLOCK:
+        cumulative = tf.cumsum(weights, axis=-1)
+        return _reached(weights, cumulative, uniform * cumulative[:, -1])
+    # First the block of the vocabulary, then the token in it: a running sum over all of it is slow.
+    num_blocks = -(-V // _BLOCK)
+    blocks = tf.pad(weights, [[0, 0], [0, num_blocks * _BLOCK - V]])
+    blocks = tf.reshape(blocks, [tf.shape(weights)[0], num_blocks, _BLOCK])
+    sums = tf.reduce_sum(blocks, axis=-1)  # (B, blocks)
+    cumulative = tf.cumsum(sums, axis=-1)
+    target = uniform * cumulative[:, -1]
+    block = _reached(sums, cumulative, target)
+    before = tf.gather(cumulative - sums, block, batch_dims=1)
+    own = tf.gather(blocks, block, batch_dims=1)  # (B, _BLOCK)
+    inside = _reached(own, tf.cumsum(own, axis=-1), tf.maximum(target - before, 0.0))
+    return block * _BLOCK + inside
+
+
+def _reached(weights: tf.Tensor, cumulative: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    """Where the running sum (B, N) of weights first exceeds `target` (B,): int32 (B,)."""
+    chosen = tf.reduce_sum(tf.cast(cumulative <= target[:, None], tf.int32), axis=-1)
     # Rounding could carry `target` up to the total itself: stay on the last with a weight.
-    index = tf.range(tf.shape(weights)[-1])[None, :]
+    index = tf.range(weights.shape[-1])[None, :]
     last = tf.reduce_max(tf.where(weights > 0, index, 0), axis=-1)
     return tf.minimum(chosen, last)
 
@@ -123,9 +105,11 @@ def probabilities(
     typical_p: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """With what probability `sample` draws each token: float32 (B, V), rows sum to 1."""
-    tokens, weights = kept(logits, temperature, top_k, top_p, min_p, typical_p)
-    weights /= tf.reduce_sum(weights, axis=-1, keepdims=True)
-    return tf.gather(weights, tf.argsort(tokens, axis=-1), batch_dims=1)
+    weights = kept(logits, temperature, top_k, top_p, min_p, typical_p)
+    is_one = _is_greedy(temperature) | (top_k == 1)
+    first = tf.one_hot(pick(weights, tf.zeros_like(temperature)), weights.shape[-1])
+    weights = tf.where(is_one[:, None], first, weights)
+    return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
 
 
 def kept(
@@ -135,8 +119,8 @@ def kept(
     top_p: tf.Tensor,
     min_p: tf.Tensor | None = None,
     typical_p: tf.Tensor | None = None,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """All tokens, likeliest first, int32 (B, V), and their weights float32 (B, V), 0 if not kept.
+) -> tf.Tensor:
+    """The weight of each token, float32 (B, V), 1 for the likeliest and 0 if it is not kept.
 
     `logits` float32 (B, V). In this order: `temperature` float32 (B,), 0 is greedy; `top_k` int32
     (B,), 0 keeps all (Fan et al., 2018); `top_p` float32 (B,), 1 keeps all (Holtzman et al., 2020);
@@ -147,36 +131,90 @@ def kept(
     it do not reach it yet. min-p keeps what is at least `min_p` times as likely as the likeliest.
     Locally typical sampling keeps, of what is left, the smallest set that reaches `typical_p`,
     those first whose information -log p is nearest to the entropy. One token always stays: the
-    likeliest, or the most typical.
+    likeliest, or the most typical. By top-k and top-p equally likely tokens stay or go together.
     """
-    vocabulary_size = tf.shape(logits)[-1]
-    scaled, limit = _scaled(logits, temperature, top_k)
-    ordered, tokens = tf.math.top_k(scaled, k=vocabulary_size)  # (B, V), descending
-    within_k = tf.range(vocabulary_size)[None, :] < limit[:, None]
-    weights = tf.nn.softmax(tf.where(within_k, ordered, tf.float32.min))
-    keep = _is_kept(weights, within_k, top_p, min_p)
-    if typical_p is not None:
-        keep &= _is_typical(tf.where(keep, weights, 0.0), typical_p)
-    return tokens, tf.where(keep, weights, 0.0)
-
-
-def _scaled(logits, temperature, top_k) -> tuple[tf.Tensor, tf.Tensor]:
-    """Logits by `temperature`, and how many of the likeliest may be kept, int32 (B,)."""
-    greedy = ~(temperature > 1e-6)  # NaN too
+    is_greedy = _is_greedy(temperature)
     # At 1,000 all logits are as good as equal; more would only lose them to rounding.
-    scaled = logits / tf.where(greedy, 1.0, tf.minimum(temperature, 1e3))[:, None]
-    limit = tf.where(top_k <= 0, tf.shape(logits)[-1], top_k)
-    return scaled, tf.where(greedy, 1, limit)
-
-
-def _is_kept(weights, within_k, top_p, min_p) -> tf.Tensor:
-    """bool (B, S): what top-p and min-p keep of tokens `within_k`, likeliest first."""
-    is_first = tf.range(tf.shape(weights)[1])[None, :] == 0
-    before = tf.cumsum(weights, axis=-1, exclusive=True)
-    keep = within_k & ((before < top_p[:, None]) | is_first)
+    divisor = tf.where(is_greedy, 1.0, tf.minimum(temperature, 1e3))[:, None]
+    best = tf.reduce_max(logits, axis=-1, keepdims=True)
+    weights = tf.exp((logits - best) / divisor)  # (B, V), unsorted: sorting costs more than a layer
+    has_limit = ((top_k > 0) | ~(top_p >= 1.0)) & ~is_greedy
+    least = tf.cond(
+        tf.reduce_any(has_limit),
+        lambda: _least_kept(weights, top_k, top_p),
+        lambda: tf.zeros_like(temperature),
+    )
+    least = tf.where(is_greedy, 1.0, least)
     if min_p is not None:
-        keep &= ~(weights < min_p[:, None] * weights[:, :1]) | is_first
-    return keep
+        least = tf.maximum(least, tf.where(min_p > 0, tf.minimum(min_p, 1.0), 0.0))  # NaN is 0
+    weights = tf.where(weights >= least[:, None], weights, 0.0)
+    if typical_p is not None:
+        weights = tf.where(_is_typical(weights, typical_p), weights, 0.0)
+    return weights
+
+
+def _is_greedy(temperature: tf.Tensor) -> tf.Tensor:
+    return ~(temperature > 1e-6)  # NaN too
+
+
+def _least_kept(weights: tf.Tensor, top_k: tf.Tensor, top_p: tf.Tensor) -> tf.Tensor:
+    """The smallest weight of (B, V) in [0, 1] that top-k and top-p keep: float32 (B,).
+
+    Most rows keep a few likely tokens, which are sorted. For the others the smallest weight is
+    found by halving the range of its bits, which are in the order of the numbers.
+    """
+    V = weights.shape[-1]
+    K = min(_SORTED, V)
+    total = tf.reduce_sum(weights, axis=-1)
+    ordered, _ = tf.math.top_k(weights, k=K)  # (B, K), descending
+    limit = tf.where(top_k <= 0, V, tf.minimum(top_k, V))[:, None]
+    rank = tf.range(K)[None, :]
+    cumulative = tf.cumsum(tf.where(rank < limit, ordered, 0.0), axis=-1)
+    kth = tf.reduce_min(tf.where(rank < limit, ordered, 1.0), axis=-1)
+    is_sorted = limit[:, 0] <= K
+    share = tf.where(top_p > 0, top_p, 0.0)  # NaN is 0, which keeps the likeliest
+    enough = share * tf.where(is_sorted, cumulative[:, -1], total)
+    reached = cumulative >= enough[:, None]
+    nucleus = tf.reduce_max(tf.where(reached, ordered, 0.0), axis=-1)
+    keeps_all = top_p >= 1.0
+    found = tf.maximum(tf.where(limit[:, 0] >= V, 0.0, kth), tf.where(keeps_all, 0.0, nucleus))
+    if V == K:
+        return found
+    is_found = (is_sorted | (limit[:, 0] >= V)) & (keeps_all | reached[:, -1])
+    # Of rows that need it the weight of rank k, then what reaches the share of those above it.
+    has_k = ~is_found & (limit[:, 0] < V)
+    wanted = tf.cast(limit[:, 0], tf.float32)
+    kth = _largest(lambda least: tf.cast(weights >= least, tf.float32), wanted, has_k)
+    kth = tf.where(has_k, kth, 0.0)
+    above = weights > kth[:, None]
+    mass = tf.reduce_sum(tf.where(above, weights, 0.0), axis=-1)
+    num_above = tf.reduce_sum(tf.cast(above, tf.float32), axis=-1)
+    mass = tf.where(has_k, mass + (wanted - num_above) * kth, total)
+    has_p = ~is_found & ~keeps_all
+    nucleus = _largest(lambda least: tf.where(weights >= least, weights, 0.0), share * mass, has_p)
+    slow = tf.maximum(kth, tf.where(has_p, nucleus, 0.0))
+    return tf.where(is_found, found, slow)
+
+
+def _largest(counted, wanted: tf.Tensor, is_asked: tf.Tensor) -> tf.Tensor:
+    """The largest x (B,) in [0, 1] with the sum of `counted(x)` (B, V) at least `wanted` (B,).
+
+    Rows that are not asked for get any number. No loop is run where none is.
+    """
+    low = tf.zeros_like(wanted, tf.int32)
+    high = tf.where(is_asked, _BITS_OF_ONE + 1, 1)
+
+    def halve(low, high):
+        middle = low + (high - low) // 2
+        total = tf.reduce_sum(counted(tf.bitcast(middle, tf.float32)[:, None]), axis=-1)
+        is_enough = (total >= wanted) & (high - low > 1)
+        is_short = (total < wanted) & (high - low > 1)
+        return tf.where(is_enough, middle, low), tf.where(is_short, middle, high)
+
+    low, _ = tf.while_loop(
+        lambda low, high: tf.reduce_any(high - low > 1), halve, (low, high), maximum_iterations=32
+    )
+    return tf.bitcast(low, tf.float32)
 
 
 def _is_typical(weights: tf.Tensor, typical_p: tf.Tensor) -> tf.Tensor:

@@ -128,7 +128,7 @@ def speculate(
 
 def _each_place(logits, settings):
     """The probabilities of logits (B, T, V) by settings (B,): float32 (B, T, V)."""
-    B, T, V = tf.unstack(tf.shape(logits))
+    (B, T), V = tf.unstack(tf.shape(logits)[:2]), logits.shape[-1]
     flat = without_specials(tf.reshape(logits, [B * T, V]))
     settings = [tf.repeat(setting, T) for setting in settings]
     return tf.reshape(probabilities(flat, *settings), [B, T, V])

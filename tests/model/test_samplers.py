@@ -7,9 +7,7 @@ import tensorflow as tf
 from model.samplers import (
     Options,
     first_occurrence,
-    kept,
     penalized,
-    pick,
     probabilities,
     sample,
     uniforms,
@@ -162,20 +160,73 @@ def test_top_p_counts_what_top_k_left():
     assert set(draw(GRID, top_p=0.5)) == {1, 3}
 
 
-def test_one_number_decides_along_the_ranked_distribution():
-    edges = np.cumsum([0.4, 0.2, 0.15, 0.1, 0.08, 0.05, 0.02])
-    for token, start, end in zip([1, 3, 5, 4, 6, 0, 2], [0, *edges], edges, strict=False):
+def test_one_number_decides_along_the_vocabulary():
+    edges = np.cumsum(PROBABILITIES)
+    for token, (start, end) in enumerate(zip([0, *edges], edges, strict=False)):
         assert set(draw([start + 1e-4, (start + end) / 2, end - 1e-4])) == {token}
-    assert draw([0.0])[0] == 1
+    assert draw([0.0])[0] == 0
     # Each share holds its lower edge and not its upper one.
     assert draw([0.0, 0.25, 0.5, 0.75], logits=np.zeros(4)).tolist() == [0, 1, 2, 3]
-    assert draw([1 - 2**-23])[0] == 2  # the largest number that Philox gives
+    assert draw([1 - 2**-23])[0] == 6  # the largest number that Philox gives
+
+
+def test_equally_likely_tokens_stay_or_go_together_and_a_greedy_row_takes_the_first():
+    logits = np.array([0.0, 2.0, 1.0, 2.0, 1.0])
+    assert set(draw(GRID, logits=logits, top_k=3)) == {1, 2, 3, 4}
+    assert set(draw(GRID, logits=logits, top_p=0.3)) == {1, 3}
+    for settings in ({"temperature": 0.0}, {"top_k": 1}):
+        assert set(draw(GRID, logits=logits, **settings)) == {1}
+        tensors, _ = inputs(1, logits, **{"temperature": 1.0, "top_k": 0, "top_p": 1.0} | settings)
+        assert probabilities(*tensors).numpy().tolist() == [[0, 1, 0, 0, 0]]
+
+
+LARGE = 3_000  # tokens: more than are sorted, in several blocks of the running sum
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("flat", [1.0, 0.05], ids=["peaked", "flat"])
+def test_a_large_vocabulary_is_narrowed_as_if_it_were_sorted(flat, compiled):
+    """Each row by its own settings, some of which keep more tokens than are sorted."""
+    rng = np.random.default_rng(1)
+    top_k = [0, 0, 0, 40, 64, 65, 700, 700, LARGE - 1, LARGE, 1, 900]
+    top_p = [1.0, 0.5, 0.95, 1.0, 0.9, 0.8, 0.5, 1.0, 0.999, 1.0, 0.3, 0.0]
+    B = len(top_k)
+    logits = (flat * 3 * rng.normal(size=(B, LARGE))).astype(np.float32)
+    tensors, _ = inputs(B, logits, np.linspace(0.5, 1.5, B), top_k, top_p)
+    found = tf.function(probabilities, jit_compile=compiled)(*tensors).numpy()
+    np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-5)
+    for i, row in enumerate(logits):
+        exact = np.exp((row - row.max()) / np.linspace(0.5, 1.5, B)[i], dtype=np.float64)
+        ranked = np.argsort(-exact)[: top_k[i] or None]
+        share = exact / exact[ranked].sum()
+        enough = top_p[i] if top_p[i] < 1 else 2  # all of them, whatever rounding says
+        expected = smallest_set(ranked.tolist(), share, enough)
+        edge = abs(np.cumsum(share[ranked]) - top_p[i]).min()
+        if edge < 1e-6 and top_p[i] < 1:
+            continue  # float32 decides
+        kept = set(np.flatnonzero(found[i]))
+        assert kept == set(expected), (i, len(kept), len(expected))
+        share = exact[expected] / exact[expected].sum()
+        np.testing.assert_allclose(found[i][expected], share, rtol=1e-4)
+
+
+def test_draws_of_a_large_vocabulary_follow_the_running_sum():
+    rng = np.random.default_rng(2)
+    logits = 3 * rng.normal(size=LARGE)
+    logits[rng.random(LARGE) < 0.5] = tf.float32.min
+    p = np.exp(logits - logits.max())
+    uniform = np.concatenate([rng.random(500), [0.0, 1 - 2**-23]])
+    found = draw(uniform, logits=logits)
+    cumulative = np.cumsum(p / p.sum())
+    np.testing.assert_allclose(cumulative[found], np.maximum(cumulative[found], uniform), atol=1e-5)
+    np.testing.assert_array_less(cumulative[found] - (p / p.sum())[found], uniform + 1e-5)
+    assert (p[found] > 0).all()
 
 
 def test_a_token_of_no_probability_is_never_drawn():
     logits = LOGITS.copy()
     logits[[1, 4]] = tf.float32.min
-    for temperature in (0.3, 1.0, 5.0):
+    for temperature in (0.5, 1.0, 5.0):
         uniform = np.append(GRID, [0.0, 1 - 2**-23])
         assert set(draw(uniform, logits=logits, temperature=temperature)) == {0, 2, 3, 5, 6}
 
@@ -313,36 +364,3 @@ def test_neighbouring_seeds_are_independent():
     first, second = numbers.T
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.08
     assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.08
-
-
-@pytest.mark.parametrize("sharpness", [0.1, 1.0, 6.0])  # the likeliest 64 weigh 5 % to 100 %
-def test_a_look_at_the_likeliest_draws_what_sorting_all_draws(sharpness):
-    """Whether 64 tokens, 1,024 or all of them decide, and whatever the rows beside it need."""
-    generator = np.random.default_rng(0)
-    settings = [  # temperature, top_k, top_p, min_p
-        (1.0, 0, 1.0, 0.0),
-        (0.0, 0, 1.0, 0.0),
-        (0.7, 40, 0.9, 0.0),
-        (1.0, 64, 1.0, 0.0),
-        (1.0, 65, 1.0, 0.0),
-        (1.3, 0, 0.5, 0.0),
-        (1.0, 0, 0.999, 0.0),
-        (1.0, 0, 1.0, 0.3),
-        (1.0, 1500, 0.95, 0.01),
-        (1.0, 5000, 1.0, 0.0),
-    ] * 20
-    rows = [np.array(column) for column in zip(*settings, strict=True)]
-    logits = tf.constant(generator.normal(size=(len(settings), 2000)) * sharpness, tf.float32)
-    uniform = tf.constant(generator.random(len(settings)), tf.float32)
-    temperature, top_p, min_p = (tf.constant(rows[i], tf.float32) for i in (0, 2, 3))
-    given = (temperature, tf.constant(rows[1], tf.int32), top_p, min_p)
-    drawn = tf.function(sample)(logits, uniform, *given).numpy()
-    tokens, weights = kept(logits, *given)
-    expected = tf.gather(tokens, pick(weights, uniform), batch_dims=1).numpy()
-    # Sums in another order may move a number that lies between two tokens by a rounding.
-    assert np.mean(drawn == expected) >= 0.99
-    alone = [
-        sample(logits[i : i + 1], uniform[i : i + 1], *(x[i : i + 1] for x in given))
-        for i in range(10)
-    ]
-    np.testing.assert_array_equal(np.concatenate(alone), drawn[:10])
