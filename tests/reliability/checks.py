@@ -20,6 +20,7 @@ from load import (
     Answer,
     Caller,
     Load,
+    Stream,
     arrivals,
     beside,
     callers,
@@ -498,33 +499,49 @@ async def stop_in_flight(
     *,
     number: int,
 ) -> list[Figure]:
-    """A stop signal with `number` requests running: all are answered, later ones are refused."""
+    """A stop signal with `number` requests and as many streams running: all are answered to their
+    end, later ones are refused."""
     leave = folder / "leave"
-    asked = []
-    for index in range(number):
-        row = {"entry": str(folder / f"entry{index}"), "leave": str(leave)}
-        asked.append(asyncio.create_task(exchange(port, predict("gate", [row]), 60.0)))
+    # As many calls of the model as last until the requests have taken all threads.
+    body = {"model": "writer", "prompt": "a", "max_tokens": 80, "n": 16, "stream": True}
+    content = json.dumps(body).encode()
+    streams = await asyncio.gather(*(Stream.begun(port, content) for _ in range(number)))
+    try:
+        asked = []
+        for index in range(number):
+            row = {"entry": str(folder / f"entry{index}"), "leave": str(leave)}
+            asked.append(asyncio.create_task(exchange(port, predict("gate", [row]), 60.0)))
 
-    async def are_all_taken() -> bool:
-        page = (await exchange(port, http(METRICS))).body.decode()
-        return (
-            re.search(rf"^:stepwise:serving:running_requests.* {number}$", page, re.M) is not None
-        )
+        async def are_all_taken() -> bool:
+            page = (await exchange(port, http(METRICS))).body.decode()
+            found = (
+                re.search(rf"^:stepwise:serving:{gauge}.* {number}$", page, re.M)
+                for gauge in ("running_requests", "streams")
+            )
+            return all(found)
 
-    must(await until(are_all_taken, 30.0), "not all requests run at once")
-    process.send_signal(signal.SIGTERM)
+        must(await until(are_all_taken, 30.0), "not all requests and streams run at once")
+        process.send_signal(signal.SIGTERM)
 
-    async def is_draining() -> bool:
-        return (await exchange(port, http("/readyz"))).status == 503
+        async def is_draining() -> bool:
+            return (await exchange(port, http("/readyz"))).status == 503
 
-    must(await until(is_draining, 5.0), "readiness does not tell")
-    later = await exchange(port, GOOD)
-    leave.touch()
-    answers = await asyncio.gather(*asked)
-    complete = Figure("complete (at least)", sum(a.status == 200 for a in answers), number)
-    must(complete.value == number, str(complete))
-    must(later.status == 503, f"{later.status} to a request after the signal")
-    must("retry-after" in later.headers, "503 without Retry-After")
-    code = await asyncio.to_thread(process.wait, 30)
-    must(code == 0, f"exit code {code}")
-    return [complete]
+        must(await until(is_draining, 5.0), "readiness does not tell")
+        later = await exchange(port, GOOD)
+        later_stream = await exchange(port, http("/v1/completions", content))
+        leave.touch()
+        answers = await asyncio.gather(*asked)
+        complete = Figure("complete (at least)", sum(a.status == 200 for a in answers), number)
+        must(complete.value == number, str(complete))
+        ended = await asyncio.gather(*(stream.is_complete() for stream in streams))
+        whole = Figure("complete streams (at least)", sum(ended), number)
+        must(whole.value == number, str(whole))
+        for status in (later.status, later_stream.status):
+            must(status == 503, f"{status} to a request after the signal")
+        must("retry-after" in later.headers, "503 without Retry-After")
+        code = await asyncio.to_thread(process.wait, 30)
+        must(code == 0, f"exit code {code}")
+    finally:
+        for stream in streams:
+            stream.close()
+    return [complete, whole]

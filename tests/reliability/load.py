@@ -70,6 +70,29 @@ async def exchange(port: int, request: bytes, seconds: float = 5.0) -> Answer:
         caller.close()
 
 
+class Stream:
+    """An answer of server-sent events, read up to the first one and then to its end."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def begun(cls, port: int, body: bytes) -> "Stream":
+        """The stream that a completion of `body` is answered by, once its first event is there."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(http("/v1/completions", body, "connection: close"))
+        await reader.readuntil(b"data: {")
+        return cls(reader, writer)
+
+    async def is_complete(self) -> bool:
+        """Reads on; whether the last event says that all has come, and none an error."""
+        rest = await self._reader.read()
+        return b"data: [DONE]" in rest and b'"error"' not in rest
+
+    def close(self) -> None:
+        self._writer.close()
+
+
 def http(path: str, body: bytes | None = None, *headers: str) -> bytes:
     """The bytes of a request: GET without a body, POST with one."""
     lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1", "host: localhost", *headers]

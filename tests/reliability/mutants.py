@@ -57,6 +57,11 @@ class Server:
                     body = await self._body(reader, head)
                 path = head.split(b" ")[1].decode("latin-1") if b" " in head else ""
                 status, answer = await self.answer(path, head, body)
+                if isinstance(answer, AsyncIterator):
+                    self._write(writer, status, "")
+                    async for event in answer:
+                        writer.write(event)
+                    return
                 self._write(writer, status, answer)
                 try:
                     async with asyncio.timeout(self.send_seconds):
@@ -151,18 +156,24 @@ class Stops(Server):
     """Takes the stop signal as a process does, and finishes what runs."""
 
     waiting = 100
+    cuts_streams = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.running_requests, self.is_draining = 0, False
+        self.running_requests, self.num_streams, self.is_draining = 0, 0, False
 
     async def answer(self, path: str, head: bytes, body: bytes) -> tuple[int, object]:
         if path == checks.METRICS:
-            return 200, f"\n:stepwise:serving:running_requests{{}} {self.running_requests}"
+            gauges = {"running_requests": self.running_requests, "streams": self.num_streams}
+            page = (f"\n:stepwise:serving:{name}{{}} {value}" for name, value in gauges.items())
+            return 200, "".join(page)
         if path == "/readyz":
             return (503 if self.is_draining else 200), {}
         if self.is_draining:
             return 503, {"error": "stops"}
+        if path == "/v1/completions":
+            self.num_streams += 1
+            return 200, self.events()
         if "gate" not in path:
             return await super().answer(path, head, body)
         self.running_requests += 1
@@ -172,6 +183,13 @@ class Stops(Server):
             if self.is_cut_off:
                 return 503, {"error": "stops"}
         return 200, {}
+
+    async def events(self) -> AsyncIterator[bytes]:
+        yield b"data: {}\n\n"
+        while not self.is_draining:
+            await asyncio.sleep(0.01)
+        if not self.cuts_streams:
+            yield b"data: [DONE]\n\n"
 
     @property
     def is_cut_off(self) -> bool:
@@ -188,6 +206,10 @@ class CutsOff(Stops):
     @property
     def is_cut_off(self) -> bool:
         return self.is_draining
+
+
+class CutsStreams(Stops):
+    cuts_streams = True
 
 
 class EndsBadly(Stops):
@@ -355,5 +377,6 @@ MUTANTS = [
     (check_swaps, SwapsWithAGap),
     (check_swaps, StaysWithTheOld),
     (check_stop, CutsOff),
+    (check_stop, CutsStreams),
     (check_stop, EndsBadly),
 ]

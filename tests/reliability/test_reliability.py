@@ -19,6 +19,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "serving"))
 
 import toy_exports
+import toy_writer
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     model_management_pb2,
@@ -79,6 +80,7 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reliability")
     for name in ("half_plus_two", "mixed", "types", "gate", "examples", "busy"):
         toy_exports.MODELS[name](folder / "exports" / name / "3")
+    toy_writer.writer_model(folder / "exports" / "writer" / "3")
     server = Server(folder / "exports", folder / "log")
     yield server
     if server.process.poll() is None:
