@@ -206,6 +206,17 @@ class ServerConfig:
     max_answer_tokens: int = _option(4096, "that max_tokens may ask for; the context is less")
     max_streams: int = _option(256, "answers being written at once, requests; more are a 429")
     stream_timeout_seconds: float = _option(600.0, "for a stream to end; then an error ends it")
+    generation_slots: int = _option(
+        16, "texts that one language model writes at once; 0: no engine, by its signatures alone"
+    )
+    generation_steps: int = _option(8, "tokens at most in one call of the engine")
+    generation_chunk_tokens: int = _option(64, "of prompts that the engine reads in one step")
+    prefix_cache_bytes: int = _option(
+        64 * 2**20, "for beginnings of prompts, of each language model; 0 keeps none"
+    )
+    xla_cache: Path | None = _option(
+        None, "folder for what is compiled, so that the next start is quick; of this machine alone"
+    )
     drain_seconds: float = _option(30.0, "for running requests after a stop signal")
 
     # ---------------------------------------------------- what is told
@@ -228,6 +239,12 @@ class ServerConfig:
             raise ConfigError(
                 f"--engine must be one of {', '.join(ENGINES)}. Received: {self.engine!r}"
             )
+        for flag, value in (
+            ("--generation-steps", self.generation_steps),
+            ("--generation-chunk-tokens", self.generation_chunk_tokens),
+        ):
+            if value < 1:
+                raise ConfigError(f"{flag} must be >= 1. Received: {value}")
         if self.batching_parameters_file and not self.enable_batching:
             raise ConfigError(
                 "server_options.batching_parameters_file is set without setting "

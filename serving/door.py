@@ -102,7 +102,9 @@ class Door:
         except ServingError as error:
             header = (b"www-authenticate", b"Bearer")
             raise Refused(error.code.http_status, error.message, header) from error
-        if self._rates and (seconds := self._rates.wait(who or (scope.get("client") or ("",))[0])):
+        caller = who or (scope.get("client") or ("",))[0]
+        scope.setdefault("state", {})["caller"] = caller
+        if self._rates and (seconds := self._rates.wait(caller)):
             metrics.count_shed("rate")
             raise _later(
                 429, f"More than --rate-limit={self._config.rate_limit}; slow down.", seconds

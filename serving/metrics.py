@@ -147,6 +147,16 @@ _next_token = _latency("/stepwise/serving/time_between_tokens", "model_name")
 _prompt_tokens = _Counter("/stepwise/serving/prompt_tokens", "model_name")
 _written_tokens = _Counter("/stepwise/serving/written_tokens", "model_name")
 
+# Of the engine that writes: how long a text waits for a slot, microseconds; rows that write in a
+# call, and rows computed; tokens of prompts that were in the cache.
+_generation_queue = _latency("/stepwise/serving/generation_queue_latency", "model_name")
+_generation_rows = _Counter("/stepwise/serving/generation_rows", "model_name")
+_generation_padded_rows = _Counter("/stepwise/serving/generation_padded_rows", "model_name")
+_generation_batch = _Histogram(
+    "/stepwise/serving/generation_batch_size", "model_name", scale=1, growth=2, count=8
+)
+_cached_tokens = _Counter("/stepwise/serving/cached_tokens", "model_name")
+
 _shed = _Counter("/stepwise/serving/shed_requests", "reason")
 
 
@@ -227,6 +237,19 @@ def count_tokens(model: str, num_prompt: int, num_written: int) -> None:
     """What one request read and wrote."""
     _prompt_tokens.add(num_prompt, model)
     _written_tokens.add(num_written, model)
+
+
+def observe_admission(model: str, seconds: float, num_cached: int) -> None:
+    """A text got a slot of the engine after so long, so many tokens of its prompt being cached."""
+    _generation_queue.observe(seconds * 1e6, model)
+    _cached_tokens.add(num_cached, model)
+
+
+def observe_generation(model: str, rows: int, padded_rows: int) -> None:
+    """A call of the engine in which `rows` texts were written, `padded_rows` computed."""
+    _generation_batch.observe(rows, model)
+    _generation_rows.add(rows, model)
+    _generation_padded_rows.add(padded_rows, model)
 
 
 def watch(path: str, read: Callable[[], int]) -> None:

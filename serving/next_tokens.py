@@ -162,6 +162,28 @@ class ModelText:
             row[: len(tokens)] = tokens
         return padded
 
+    def _prompt(self, request: Request) -> tuple[int, ...]:
+        prompt = request.prompt
+        if isinstance(prompt, str):
+            (found,) = self._tokenize([prompt])
+            prompt = found.tokens
+        return last_tokens(prompt, request.max_tokens, self.context_length)
+
+    def _spelled(
+        self, written: Sequence[int], tokens: Sequence[int], text: str, *, is_end: bool
+    ) -> tuple[list[bytes], str]:
+        """What each of `tokens` adds to `text`, the text of `written`, and the text with them.
+
+        Of tokenizers that are concatenations the text is not needed and comes back as it is.
+        """
+        if self._spelling:
+            return self._spelling(tokens), text
+        # As many rows as tokens: the whole answer after each of them.
+        answers = [(*written, *tokens[: i + 1]) for i in range(len(tokens))]
+        texts = [data.decode(errors="replace") for data in self._texts(answers)]
+        spelled = differences(text, texts, is_end=is_end)
+        return spelled, text + b"".join(spelled).decode()
+
 
 class NextTokensWriter(ModelText):
     """A `Writer` that asks `next_tokens` again and again, for 1, 2, 4, then 8 tokens."""
@@ -179,13 +201,6 @@ class NextTokensWriter(ModelText):
             written += tokens
             num_more = min(2 * num_more, MOST_TOKENS)
             yield assembler.add(tokens, spelled, logprobs, reason)
-
-    def _prompt(self, request: Request) -> tuple[int, ...]:
-        prompt = request.prompt
-        if isinstance(prompt, str):
-            (found,) = self._tokenize([prompt])
-            prompt = found.tokens
-        return last_tokens(prompt, request.max_tokens, self.context_length)
 
     def _next(
         self, request: Request, prompt: tuple[int, ...], written: list[int], text: str, count: int
@@ -217,14 +232,9 @@ class NextTokensWriter(ModelText):
         if not tokens and reason is None:
             raise ServingError(Code.INTERNAL, "The model wrote nothing and did not end.")
         logprobs = _logprobs(outputs, 0, num_new, request.logprobs)
-        if self._spelling:
-            return tokens, self._spelling(tokens), logprobs, reason, text
-        # As many rows as tokens: the whole answer after each of them.
-        answers = [(*written, *tokens[: i + 1]) for i in range(num_new)]
-        texts = [data.decode(errors="replace") for data in self._texts(answers)]
         is_end = reason is not None or len(written) + num_new >= request.max_tokens
-        spelled = differences(text, texts, is_end=is_end)
-        return tokens, spelled, logprobs, reason, text + b"".join(spelled).decode()
+        spelled, text = self._spelled(written, tokens, text, is_end=is_end)
+        return tokens, spelled, logprobs, reason, text
 
 
 def _column(texts: Sequence[str]) -> np.ndarray:

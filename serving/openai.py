@@ -13,7 +13,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -107,7 +107,7 @@ async def answer(service: Service, config: ServerConfig, request: HttpRequest) -
             response = await _embed(service, config, request, asked)
         else:
             read = openai_requests.chat if path == CHAT else openai_requests.completion
-            wanted = read(body, config)
+            wanted = replace(read(body, config), caller=getattr(request.state, "caller", ""))
             name = request.state.model_name = wanted.model
             response = await _write(service, config, request, wanted)
     except ClientDisconnect:

@@ -92,13 +92,19 @@ class Asked:
     stream: bool
     include_usage: bool
     truncate: int | None  # how many last tokens of a prompt to read; -1: as many as have room
+    caller: str = ""  # whose key or address it came with
 
     def request(self, prompt: tuple[int, ...], number: int, most: int, deadline: float) -> Request:
         """The one for answer `number` to a prompt, of at most `most` tokens."""
         seed = (self.seed + number + 2**31) % 2**32 - 2**31
         max_tokens = most if self.max_tokens is None else min(self.max_tokens, most)
         return Request(
-            prompt=prompt, max_tokens=max_tokens, seed=seed, deadline=deadline, **self.settings
+            prompt=prompt,
+            max_tokens=max_tokens,
+            seed=seed,
+            deadline=deadline,
+            caller=self.caller,
+            **self.settings,
         )
 
 

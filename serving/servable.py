@@ -21,7 +21,7 @@ from google.protobuf import text_format
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 from tensorflow.python.client import pywrap_tf_session
 
-from model.signatures import SERVING_DEFAULT
+from model.signatures import DECODE, SERVING_DEFAULT
 from serving import gate
 from serving.batching import (
     Batcher,
@@ -33,10 +33,10 @@ from serving.batching import (
 )
 from serving.codec import Arrays, tensor_from_proto, type_name
 from serving.config import ConfigError, ServerConfig
+from serving.engine import Engine, engine_for
 from serving.errors import Code, ServingError, invalid_argument
 from serving.timing import Timing
 from serving.warmup import warm_up
-from serving.writing import Writer
 
 MAX_CALLS = 256  # distinct sets of outputs asked for, per version
 MAX_TIMEOUT_MS = 2**31 - 1  # three weeks
@@ -77,7 +77,7 @@ class Servable:
         self.name = name
         self.version = version
         self.signatures = signatures
-        self.writer: Writer | None = None  # of a network that writes by more than its signatures
+        self.writer: Engine | None = None  # of a network that writes by more than its signatures
         self.shared: dict[str, Any] = {}  # what callers keep for as long as this version is there
         self._session = session
         self._users = 0
@@ -98,6 +98,8 @@ class Servable:
         return self._users == 0
 
     def close(self) -> None:
+        if self.writer:
+            self.writer.close()
         self._session.close()
 
     def run(
@@ -212,6 +214,8 @@ def loader(config: ServerConfig) -> Loader:
         try:
             if manifest:
                 gate.check_golden(servable, manifest)
+            if config.generation_slots and DECODE in servable.signatures:
+                servable.writer = engine_for(servable, path, config)
         except BaseException:
             servable.close()
             raise

@@ -32,6 +32,9 @@ def serve(config: ServerConfig) -> int:
     # The 400,000 objects of TensorFlow's modules are never garbage. Looking through them again and
     # again takes a third of the start, and later a quarter of a busy server's time.
     gc.disable()
+    if config.xla_cache:  # read when TensorFlow first compiles, and never again
+        flag = f"--tf_xla_persistent_cache_directory={config.xla_cache.resolve()}"
+        os.environ["TF_XLA_FLAGS"] = f"{os.environ.get('TF_XLA_FLAGS', '')} {flag}".strip()
     num_gpus = import_tensorflow()
     import tensorflow as tf
 

@@ -53,6 +53,7 @@ class Request:
     stop: tuple[str, ...] = ()  # the text ends in front of the first of them
     logprobs: int | None = None  # how many alternatives to each token; None: no log-probabilities
     deadline: float | None = None
+    caller: str = ""  # between callers turns are taken
 
     def __post_init__(self) -> None:
         _whole("max_tokens", self.max_tokens, 0, 2**31 - 1)

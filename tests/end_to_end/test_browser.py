@@ -51,6 +51,7 @@ def site(trained_exports: Path) -> Iterator[Site]:
     server_url, pages_url = f"http://127.0.0.1:{rest}", f"http://127.0.0.1:{pages}"
     serving = ["-m", "serving", "--exports", trained_exports, "--engine", "embedded"]
     serving += ["--rest_api_port", rest, "--port", grpc]
+    serving += ["--generation-slots", 0]  # whose compiling takes a while
     with (
         running(*serving) as server,
         running("-m", "ui", "--server", server_url, "--port", pages) as ui,

@@ -54,7 +54,7 @@ def server(trained_exports, tmp_path_factory) -> Iterator[Server]:
     shutil.copytree(trained_exports, exports)
     rest_port, grpc_port = free_ports(2)
     options = ["--exports", exports, "--rest_api_port", rest_port, "--port", grpc_port]
-    options += ["--grpc-reflection"]
+    options += ["--grpc-reflection", "--generation-slots", 0]  # whose compiling takes a while
     with (
         running("-m", "serving", "--engine", "embedded", *options) as program,
         httpx.Client(base_url=f"http://127.0.0.1:{rest_port}", timeout=60) as rest,

@@ -1,0 +1,454 @@
+"""A language model's compiled steps and its cache: the XLA build of an export.
+
+The export's plain `decode` is wrapped in functions compiled by XLA here, over caches that belong to
+this process. Everything is compiled when it is made, for few shapes: B rows, S slots of the cache,
+T tokens of a prompt. Axes as in `model/attention.py`.
+
+One thread at a time.
+"""
+
+import concurrent.futures
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from model import signatures as s
+from model.samplers import Options, penalized, sample, uniforms
+from model.tokenizers import END
+from serving.writing import Request
+
+log = logging.getLogger(__name__)
+
+Staged = tuple[tf.Tensor, ...]
+"""What one text has left in the cache: the tensors of `cache_names`, (1, K, S, H) each."""
+
+LEAST_SLOTS = 64  # of a cache: a smaller one costs as much
+NUM_LENGTHS = 3  # sizes of the cache of the texts that are written; each costs compilations
+READ_SIZES = 2  # a whole chunk, or a quarter of it
+# Columns of what a row brings besides its tokens.
+_TOKEN, _LENGTH, _LEFT, _TOP_K, _NUM_PROMPT = range(5)
+_TEMPERATURE, _TOP_P, _MIN_P, _REPETITION, _PRESENCE, _FREQUENCY = range(6)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a call wrote. Rows are those of the batch, the first axis the steps."""
+
+    tokens: np.ndarray  # int32 (K, B), END where the network ended the text
+    num_tokens: np.ndarray  # int32 (B,), without END
+    hit_end: np.ndarray  # bool (B,)
+    logprobs: np.ndarray  # float32 (K, B); zeros, as the next two, if nobody asked for them
+    top_tokens: np.ndarray  # int32 (K, B, NUM_TOP)
+    top_logprobs: np.ndarray  # float32 (K, B, NUM_TOP)
+    batch_size: int  # rows computed
+    num_steps: int  # computed
+
+
+class Decoder:
+    """Reads prompts and writes tokens, each row with its own settings and random numbers.
+
+    Rows 0 to n - 1 are those that write. The cache is as large as they need, rounded up to one of
+    few sizes, and is copied when that changes; so most calls change it in its place.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        num_slots: int,
+        max_steps: int,
+        chunk: int,
+        progress: Callable[[str], None] = log.info,
+    ) -> None:
+        """Loads the export in `path` and compiles for every shape, which takes a while.
+
+        Raises ValueError when it has no `decode`.
+        """
+        start = time.perf_counter()
+        # That gradients of ours are not in the file says nothing: nothing is trained here.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        loaded = tf.saved_model.load(str(path))
+        if s.DECODE not in loaded.signatures or s.NEXT_TOKENS not in loaded.signatures:
+            raise ValueError(
+                f"The engine needs the signatures {s.DECODE} and {s.NEXT_TOKENS}. "
+                f"Received: {', '.join(sorted(loaded.signatures))}"
+            )
+        self._loaded = loaded  # whose weights the functions read
+        self._decode = loaded.signatures[s.DECODE]
+        inputs = self._decode.structured_input_signature[1]
+        self._names = s.cache_names(sum(name.startswith("key_") for name in inputs))
+        self._specs = [inputs[name] for name in self._names]
+        tokens = loaded.signatures[s.NEXT_TOKENS].structured_input_signature[1][s.TOKENS]
+        self.context_length: int = tokens.shape[1]
+        self.vocabulary_size: int = self._decode.structured_outputs[s.LOGITS].shape[-1]
+        self.num_slots, self.max_steps, self.chunk = num_slots, max_steps, chunk
+        self.bytes_per_token = sum(
+            spec.shape[1] * spec.shape[3] * spec.dtype.size for spec in self._specs
+        )
+        self.batch_sizes = sizes_up_to(num_slots, 1, num_slots.bit_length() + 1)
+        self.lengths = sizes_up_to(self.context_length, LEAST_SLOTS, NUM_LENGTHS)
+        self.read_sizes = sizes_up_to(min(chunk, self.context_length), 16, READ_SIZES, factor=4)
+        self._cache = [
+            tf.Variable(
+                tf.zeros([1, spec.shape[1], self.lengths[0], spec.shape[3]], spec.dtype),
+                shape=[None, spec.shape[1], None, spec.shape[3]],
+                trainable=False,
+                name=name,
+            )
+            for name, spec in zip(self._names, self._specs, strict=True)
+        ]
+        self._size = (1, self.lengths[0])
+        self._tokens = np.zeros([num_slots, self.context_length + 1], np.int32)
+        self._whole = np.zeros([num_slots, 5], np.int32)
+        self._fractions = np.zeros([num_slots, 6], np.float32)
+        self._draws = np.zeros([num_slots, self.context_length + max_steps], np.float32)
+        self._num_written = np.zeros([num_slots], np.int32)
+        self._wants_logprobs = np.zeros([num_slots], bool)
+        self._make_functions()
+        self._compile(progress, start)
+
+    # ------------------------------------------------------------ reading
+
+    def empty(self, num_tokens: int, blocks: Sequence[np.ndarray] = ()) -> Staged:
+        """Room for `num_tokens`, of which `blocks` of `values` are there already."""
+        slots = rounded(num_tokens, self.lengths)
+        staged = []
+        for i, spec in enumerate(self._specs):
+            array = np.zeros([1, spec.shape[1], slots, spec.shape[3]], spec.dtype.as_numpy_dtype)
+            start = 0
+            for block in blocks:
+                array[0, :, start : start + block.shape[2]] = block[i]
+                start += block.shape[2]
+            staged.append(tf.constant(array))
+        return tuple(staged)
+
+    def read(self, staged: Staged, tokens: Sequence[int], start: int) -> Staged:
+        """`staged` with `tokens`, at most `chunk`, which stand at `start` and behind."""
+        padded = np.zeros([1, rounded(len(tokens), self.read_sizes)], np.int32)
+        padded[0, : len(tokens)] = tokens
+        return tuple(
+            self._read(
+                tf.constant(padded), tf.constant([len(tokens)]), tf.constant([start]), *staged
+            )
+        )
+
+    def values(self, staged: Staged, start: int, end: int) -> np.ndarray:
+        """What tokens start to end left, for `empty`: (tensors, K, end - start, H)."""
+        return np.stack([tensor.numpy()[0, :, start:end] for tensor in staged])
+
+    # ------------------------------------------------------------ rows
+
+    def put(
+        self,
+        row: int,
+        staged: Staged,
+        request: Request,
+        tokens: Sequence[int],
+        *,
+        num_prompt: int,
+        left: int,
+    ) -> None:
+        """Lets a text write in a row: `tokens` are its prompt and what it wrote, all but the last
+        of them read into `staged`; `left` more are to come."""
+        count = len(tokens)
+        B, S = self._size
+        self._resize(max(row + 1, B), max(count, S))
+        self._put(tf.constant(row), *staged)
+        self._tokens[row] = 0
+        self._tokens[row, :count] = tokens
+        self._whole[row] = (tokens[-1], count - 1, left, request.top_k, num_prompt)
+        self._fractions[row] = (
+            request.temperature,
+            request.top_p,
+            request.min_p,
+            request.repetition_penalty,
+            request.presence_penalty,
+            request.frequency_penalty,
+        )
+        if request.temperature > 0:
+            draws = self._uniforms(tf.constant([request.seed]))
+            self._draws[row, : self.context_length] = draws.numpy()[0]
+        self._num_written[row] = count - num_prompt
+        self._wants_logprobs[row] = request.logprobs is not None
+
+    def move(self, source: int, target: int) -> None:
+        self._move(tf.constant(source), tf.constant(target))
+        for state in self._state():
+            state[target] = state[source]
+
+    def take(self, row: int) -> Staged:
+        """What a row has left in the cache, to be `put` into one again."""
+        slots = rounded(int(self._whole[row, _LENGTH]) + 1, self.lengths)
+        return tuple(self._take(tf.constant(row), tf.constant(slots)))
+
+    def reset(self) -> None:
+        """Forgets all rows, as after a call that failed halfway."""
+        self._size = (1, self.lengths[0])
+        for variable, spec in zip(self._cache, self._specs, strict=True):
+            shape = [1, spec.shape[1], self.lengths[0], spec.shape[3]]
+            variable.assign(tf.zeros(shape, spec.dtype))
+
+    def write(self, num_rows: int, num_steps: int) -> Written:
+        """Up to `num_steps`, at most `max_steps`, tokens in each of the first `num_rows` rows.
+
+        A row that reaches its end, or as many tokens as it has left, writes no more; the call ends
+        early when all rows have.
+        """
+        lengths, left = self._whole[:num_rows, _LENGTH], self._whole[:num_rows, _LEFT]
+        longest = int(np.max(lengths + np.minimum(left, num_steps)))
+        B, S = self._resize(num_rows, longest)
+        whole = self._whole[:B].copy()
+        whole[num_rows:] = 0  # nothing is left to write there
+        draws = self._draws[np.arange(B)[:, None], self._next(B)]
+        outputs = self._step(
+            tf.constant(whole),
+            tf.constant(np.concatenate([self._fractions[:B], draws], axis=1)),
+            tf.constant(self._tokens[:B, : S + 1]),
+            tf.constant(num_steps),
+            tf.constant(bool(self._wants_logprobs[:num_rows].any())),
+        )
+        steps, tokens, num_tokens, hit_end, logprobs, top_tokens, top_logprobs = (
+            output.numpy() for output in outputs
+        )
+        self._remember(num_rows, tokens, num_tokens)
+        return Written(
+            tokens, num_tokens, hit_end, logprobs, top_tokens, top_logprobs, B, int(steps)
+        )
+
+    def _next(self, B: int) -> np.ndarray:
+        places = self._num_written[:B, None] + np.arange(self.max_steps)
+        return np.minimum(places, self._draws.shape[1] - 1)
+
+    def _remember(self, num_rows: int, tokens: np.ndarray, num_tokens: np.ndarray) -> None:
+        for row in range(num_rows):
+            count, length = int(num_tokens[row]), int(self._whole[row, _LENGTH])
+            if count:
+                self._tokens[row, length + 1 : length + 1 + count] = tokens[:count, row]
+                self._whole[row, _TOKEN] = tokens[count - 1, row]
+                self._whole[row, _LENGTH] += count
+                self._whole[row, _LEFT] -= count
+                self._num_written[row] += count
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the cache of those who write, at present."""
+        return self._size[0] * self._size[1] * self.bytes_per_token
+
+    def _state(self) -> tuple[np.ndarray, ...]:
+        return (
+            self._tokens,
+            self._whole,
+            self._fractions,
+            self._draws,
+            self._num_written,
+            self._wants_logprobs,
+        )
+
+    def _resize(self, num_rows: int, num_tokens: int) -> tuple[int, int]:
+        """Gives the cache room for so many rows and tokens, and takes what is more."""
+        size = rounded(num_rows, self.batch_sizes), rounded(num_tokens, self.lengths)
+        if size != self._size:
+            self._reshape(tf.constant(size[0]), tf.constant(size[1]))
+            self._size = size
+        return size
+
+    # ------------------------------------------------------------ what is compiled
+
+    def _make_functions(self) -> None:
+        ints, floats = tf.int32, tf.float32
+        width = 6 + self.max_steps
+        self._step = tf.function(
+            self._write_steps,
+            input_signature=[
+                tf.TensorSpec([None, 5], ints),
+                tf.TensorSpec([None, width], floats),
+                tf.TensorSpec([None, None], ints),
+                tf.TensorSpec([], ints),
+                tf.TensorSpec([], tf.bool),
+            ],
+            jit_compile=True,
+        )
+        staged = [
+            tf.TensorSpec([1, spec.shape[1], None, spec.shape[3]], spec.dtype)
+            for spec in self._specs
+        ]
+        row = tf.TensorSpec([], ints)
+        one = tf.TensorSpec([1], ints)
+        self._read = tf.function(
+            self._read_chunk,
+            input_signature=[tf.TensorSpec([1, None], ints), one, one, *staged],
+            jit_compile=True,
+        )
+        # Copies alone, of any shape: not worth a compilation for each.
+        self._put = tf.function(self._put_row, input_signature=[row, *staged])
+        self._move = tf.function(self._move_row, input_signature=[row, row])
+        self._take = tf.function(self._take_row, input_signature=[row, row])
+        self._reshape = tf.function(self._reshape_cache, input_signature=[row, row])
+        self._uniforms = tf.function(
+            lambda seed: uniforms(seed, self.context_length), input_signature=[one]
+        )
+
+    def _read_chunk(self, tokens, num_tokens, position, *staged):  # type: ignore[no-untyped-def]
+        return self._decoded(tokens, num_tokens, position, staged)[1]
+
+    def _decoded(self, tokens, num_tokens, position, cache):  # type: ignore[no-untyped-def]
+        outputs = self._decode(
+            **{s.TOKENS: tokens, s.NUM_TOKENS: num_tokens, s.POSITION: position},
+            **dict(zip(self._names, cache, strict=True)),
+        )
+        return outputs[s.LOGITS], [outputs[name] for name in self._names]
+
+    def _write_steps(self, whole, fractions, text, num_steps, wants_logprobs):  # type: ignore[no-untyped-def]
+        """The loop over steps; inputs are as `write` makes them, B rows of each."""
+        token, length, left, top_k, num_prompt = tf.unstack(whole, axis=1)
+        temperature, top_p, min_p, *penalties = tf.unstack(fractions[:, :6], axis=1)
+        draws = fractions[:, 6:]
+        options = Options(None, None, *penalties)
+        is_off = (penalties[0] == 1.0) & (penalties[1] == 0.0) & (penalties[2] == 0.0)
+        is_penalized = tf.reduce_any(~is_off & (left > 0))
+        B, T = tf.shape(text)[0], tf.shape(text)[1]
+        rows, places = tf.range(B), tf.range(T)[None, :]
+        top = min(s.NUM_TOP, self.vocabulary_size)
+        nothing = (tf.zeros([B]), tf.zeros([B, top], tf.int32), tf.zeros([B, top]))
+
+        def choose(step: Any, logits: Any, text: Any) -> Any:
+            def lowered() -> Any:
+                answer = tf.where(places >= num_prompt[:, None], text, 0)
+                return penalized(logits, text, answer, options)
+
+            logits = tf.cond(is_penalized, lowered, lambda: logits)
+            index = tf.range(self.vocabulary_size)
+            logits = tf.where(index < END, tf.float32.min, logits)  # never written
+            return sample(logits, tf.gather(draws, step, axis=1), temperature, top_k, top_p, min_p)
+
+        def look(logits: Any, token: Any) -> Any:
+            def found() -> Any:
+                everything = tf.nn.log_softmax(logits)
+                best, tokens = tf.math.top_k(everything, k=top)
+                return tf.gather(everything, token, batch_dims=1), tokens, best
+
+            return tf.cond(wants_logprobs, found, lambda: nothing)
+
+        def one_step(step: Any, token: Any, length: Any, text: Any, *state: Any) -> Any:
+            num_tokens, is_finished, hit_end, outputs, cache = state
+            # A finished row goes on in place, at most in the last slot: nobody reads it again.
+            logits, cache = self._decoded(token[:, None], tf.ones_like(token), length, cache)
+            token = choose(step, logits, text)
+            new = (token, *look(logits, token))
+            outputs = [
+                tf.tensor_scatter_nd_update(y, [[step]], x[None])
+                for y, x in zip(outputs, new, strict=True)
+            ]
+            ends = ~is_finished & (token == END)
+            hit_end, is_finished = hit_end | ends, is_finished | ends
+            num_tokens += tf.cast(~is_finished, tf.int32)
+            is_finished |= num_tokens >= left
+            length = tf.minimum(length + 1, T - 1)
+            text = tf.tensor_scatter_nd_update(text, tf.stack([rows, length], 1), token)
+            state = (num_tokens, is_finished, hit_end, outputs, cache)
+            return step + 1, token, length, text, *state
+
+        def goes_on(step: Any, *state: Any) -> Any:
+            is_finished = state[4]
+            return (step < num_steps) & ~tf.reduce_all(is_finished)
+
+        outputs = [
+            tf.zeros([self.max_steps, B], tf.int32),
+            tf.zeros([self.max_steps, B]),
+            tf.zeros([self.max_steps, B, top], tf.int32),
+            tf.zeros([self.max_steps, B, top]),
+        ]
+        none = tf.zeros([B], tf.bool)
+        cache = [variable.read_value() for variable in self._cache]
+        step, _, _, _, num_tokens, _, hit_end, outputs, cache = tf.while_loop(
+            goes_on,
+            one_step,
+            (0, token, length, text, tf.zeros_like(token), left <= 0, none, outputs, cache),
+        )
+        for variable, tensor in zip(self._cache, cache, strict=True):
+            variable.assign(tensor)
+        tokens, *notes = outputs
+        return step, tokens, num_tokens, hit_end, *notes
+
+    def _put_row(self, row, *staged):  # type: ignore[no-untyped-def]
+        for variable, tensor in zip(self._cache, staged, strict=True):
+            slots = tf.minimum(tf.shape(tensor)[2], tf.shape(variable)[2])
+            variable[row, :, :slots].assign(tensor[0, :, :slots])
+
+    def _move_row(self, source, target):  # type: ignore[no-untyped-def]
+        for variable in self._cache:
+            variable[target].assign(variable[source])
+
+    def _take_row(self, row, slots):  # type: ignore[no-untyped-def]
+        return [variable[row : row + 1, :, :slots] for variable in self._cache]
+
+    def _reshape_cache(self, num_rows, num_slots):  # type: ignore[no-untyped-def]
+        for variable in self._cache:
+            kept = variable[:num_rows, :, :num_slots]
+            more = [num_rows - tf.shape(kept)[0], num_slots - tf.shape(kept)[2]]
+            variable.assign(tf.pad(kept, [[0, more[0]], [0, 0], [0, more[1]], [0, 0]]))
+
+    def _compile(self, progress: Callable[[str], None], start: float) -> None:
+        reads = [(T, S) for S in self.lengths for T in self.read_sizes if T <= S]
+        writes = [(B, S) for S in self.lengths for B in self.batch_sizes]
+        progress(
+            f"loaded in {time.perf_counter() - start:.1f} s; "
+            f"compiling {len(reads) + len(writes)} shapes of its steps"
+        )
+        start = time.perf_counter()
+
+        def compile_reads() -> None:
+            for T, S in reads:
+                self.read(self.empty(S), [0] * T, 0)
+
+        with concurrent.futures.ThreadPoolExecutor(1) as beside:
+            reading = beside.submit(compile_reads)
+            for i, (B, S) in enumerate(writes):
+                self._resize(B, S)
+                self._step(
+                    tf.zeros([B, 5], tf.int32),
+                    tf.zeros([B, 6 + self.max_steps]),
+                    tf.zeros([B, S + 1], tf.int32),
+                    tf.constant(1),
+                    tf.constant(False),
+                )
+                if (i + 1) % len(self.batch_sizes) == 0:
+                    progress(
+                        f"{i + 1} of {len(writes)} shapes of writing compiled, "
+                        f"{time.perf_counter() - start:.1f} s"
+                    )
+            reading.result()
+        progress(f"ready to write, {time.perf_counter() - start:.1f} s")
+        self.put(0, self.empty(1), Request(prompt="", temperature=1.0), [0], num_prompt=1, left=1)
+        self.take(0)
+        self.move(0, 0)
+        self.reset()
+
+
+def sizes_up_to(most: int, least: int, count: int, factor: int = 2) -> list[int]:
+    """At most `count` sizes, each `factor` times the one before, none below `least` but `most`.
+
+    >>> sizes_up_to(256, 64, 3)
+    [64, 128, 256]
+    >>> sizes_up_to(6, 1, 4)
+    [1, 2, 4, 6]
+    """
+    sizes = [most]
+    power = 1
+    while power * factor < most:
+        power *= factor
+    while len(sizes) < count and power >= least and power > 0:
+        sizes.append(power)
+        power //= factor
+    return sorted(set(sizes))
+
+
+def rounded(size: int, sizes: Sequence[int]) -> int:
+    """The smallest of `sizes` that holds `size`."""
+    return next(one for one in sizes if one >= size)

@@ -1,0 +1,239 @@
+"""The engine over a tiny exported network: many texts at once are the texts one by one."""
+
+import asyncio
+import contextlib
+import time
+
+import numpy as np
+import pytest
+
+from model import signatures as s
+from serving import servable
+from serving.config import ServerConfig
+from serving.engine import Engine
+from serving.errors import Code, ServingError
+from serving.next_tokens import NextTokensWriter
+from serving.writing import Request
+
+SETTINGS = ServerConfig(
+    generation_slots=2,
+    generation_chunk_tokens=8,
+    max_waiting_requests=40,
+    enable_model_warmup=False,
+)
+
+
+@pytest.fixture(scope="module")
+def loaded(writer_exports):
+    one = servable.loader(SETTINGS)("writer", 1, writer_exports / "writer" / "1")
+    yield one
+    one.close()
+    assert not one.writer._thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def engine(loaded):
+    """Of two slots: with more texts than that, some wait."""
+    return loaded.writer
+
+
+@pytest.fixture(autouse=True)
+def all_slots_are_free_again(engine):
+    yield
+    wait_until(lambda: engine.scheduler.num_free == 2 and not engine._streams)
+
+
+def wait_until(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.001)
+
+
+def collect(writer, *requests):
+    """The pieces of each request, all of them written at once; or the error that ended it."""
+
+    async def take(request):
+        pieces = []
+        async with contextlib.aclosing(writer.write(request)) as stream:
+            async for piece in stream:
+                pieces.append(piece)
+        return pieces
+
+    async def take_all():
+        return await asyncio.gather(*map(take, requests), return_exceptions=True)
+
+    return asyncio.run(take_all())
+
+
+def text_of(pieces):
+    return "".join(piece.text for piece in pieces)
+
+
+MIXED = [
+    Request(prompt="abc", max_tokens=12, temperature=0.0),
+    Request(prompt="the quick brown fox", max_tokens=9, temperature=1.0, seed=1, logprobs=2),
+    Request(prompt="", max_tokens=20, temperature=0.7, top_k=5, seed=2),
+    Request(prompt="猫在", max_tokens=15, temperature=1.3, top_p=0.8, seed=-3),
+    Request(prompt="hello", max_tokens=14, temperature=1.0, min_p=0.1, seed=4, stop=("e", "猫")),
+    Request(prompt="xyz", max_tokens=18, temperature=0.0, repetition_penalty=1.5),
+    Request(prompt="a" * 50, max_tokens=10, temperature=1.0, seed=6, presence_penalty=1.0),
+    Request(prompt="m n", max_tokens=25, temperature=1.0, seed=7, frequency_penalty=0.7),
+    Request(prompt="one", max_tokens=1, temperature=1.0, seed=8),
+    Request(prompt="none", max_tokens=0),
+]
+
+
+def test_each_of_many_texts_at_once_is_its_text_alone(engine, loaded):
+    """Greedy and drawn, of all settings; alone is by `next_tokens`, without cache or batch."""
+    together = collect(engine, *MIXED * 2)
+    alone = NextTokensWriter(loaded)
+    for request, pieces in zip(MIXED * 2, together, strict=True):
+        (expected,) = collect(alone, request)
+        assert text_of(pieces) == text_of(expected), request
+        for name in ("tokens", "logprobs"):
+            ours, theirs = (
+                [x for piece in some for x in getattr(piece, name)] for some in (pieces, expected)
+            )
+            if name == "tokens":
+                assert ours == theirs
+            else:
+                assert (
+                    len(ours)
+                    == len(theirs)
+                    == (request.logprobs is not None)
+                    * len([x for piece in pieces for x in piece.tokens])
+                )
+                np.testing.assert_allclose(
+                    [x.logprob for x in ours], [x.logprob for x in theirs], atol=1e-4
+                )
+                assert [[t for t, _ in x.top] for x in ours] == [
+                    [t for t, _ in x.top] for x in theirs
+                ]
+        assert pieces[-1].finish_reason == expected[-1].finish_reason
+        assert pieces[-1].num_prompt_tokens == expected[-1].num_prompt_tokens
+        assert all(piece.finish_reason is None for piece in pieces[:-1])
+
+
+def test_greedy_and_drawn_texts_are_those_of_serving_default(engine, loaded):
+    prompts = ["abc", "once upon", "", "猫"] * 2
+    temperature = np.array([0.0] * 4 + [1.0] * 4, np.float32)
+    outputs = loaded.run(
+        s.SERVING_DEFAULT,
+        {
+            s.PROMPT: np.array([text.encode() for text in prompts], object),
+            s.MAX_TOKENS: np.full(8, 16, np.int32),
+            s.TEMPERATURE: temperature,
+            s.TOP_K: np.full(8, 20, np.int32),
+            s.TOP_P: np.full(8, 0.95, np.float32),
+            s.SEED: np.arange(8, dtype=np.int32),
+        },
+    )
+    requests = [
+        Request(prompt=p, max_tokens=16, temperature=float(t), top_k=20, top_p=0.95, seed=i)
+        for i, (p, t) in enumerate(zip(prompts, temperature, strict=True))
+    ]
+    written = collect(engine, *requests)
+    expected = [bytes(text).decode() for text in outputs[s.TEXT]]
+    assert [text_of(pieces) for pieces in written] == expected
+    assert [sum(len(p.tokens) for p in pieces) for pieces in written] == outputs[
+        s.NUM_TOKENS
+    ].tolist()
+
+
+def test_what_prompts_begin_with_is_read_once(engine):
+    prompt = "zyxwvutsrqponmlkjih"
+    request = Request(prompt=prompt, max_tokens=10, temperature=1.0, seed=5)
+    (first,) = collect(engine, request)
+    (second,) = collect(engine, request)
+    (other,) = collect(engine, Request(prompt=prompt[:-1] + "!", max_tokens=2))
+    assert first[-1].num_cached_tokens == 0
+    assert second[-1].num_cached_tokens == 15  # a block of 16, less the begin
+    assert other[-1].num_cached_tokens == 15
+    assert text_of(first) == text_of(second)
+
+
+def test_who_leaves_frees_the_slot(engine):
+    async def leave():
+        streams = [engine.write(Request(prompt="ab", max_tokens=28, seed=i)) for i in range(2)]
+        for stream in streams:
+            await anext(stream)
+        for stream in streams:
+            await stream.aclose()
+
+    asyncio.run(leave())
+    wait_until(lambda: engine.scheduler.num_free == 2)
+
+
+def test_whose_loop_has_ended_frees_the_slot(engine):
+    """A caller that is gone without a word, as a crashed loop leaves it."""
+    loop = asyncio.new_event_loop()
+    stream = engine.write(Request(prompt="ab", max_tokens=28))
+    loop.run_until_complete(anext(stream))
+    loop.close()
+    wait_until(lambda: engine.scheduler.num_free == 2)
+    del stream
+
+
+def test_a_deadline_ends_a_text(engine):
+    (error,) = collect(engine, Request(prompt="ab", max_tokens=28, deadline=time.monotonic() - 1.0))
+    assert isinstance(error, ServingError) and error.code is Code.DEADLINE_EXCEEDED
+
+
+def test_too_many_that_wait_are_refused(engine):
+    answers = collect(engine, *[Request(prompt="ab", max_tokens=28, seed=i) for i in range(120)])
+    errors = [answer for answer in answers if isinstance(answer, ServingError)]
+    assert {error.code for error in errors} == {Code.RESOURCE_EXHAUSTED}
+    assert all(a[-1].finish_reason for a in answers if not isinstance(a, ServingError))
+
+
+def test_an_error_in_a_step_fails_who_was_running_and_the_engine_goes_on(engine, monkeypatch):
+    request = Request(prompt="abc", max_tokens=20, temperature=0.0)
+    (expected,) = collect(engine, request)
+    write, calls = engine.decoder.write, []
+
+    def fail_once(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise RuntimeError("a step that fails")
+        return write(*args)
+
+    monkeypatch.setattr(engine.decoder, "write", fail_once)
+    (error,) = collect(engine, request)
+    assert isinstance(error, ServingError) and error.code is Code.INTERNAL
+    assert "a step that fails" not in error.message
+    (again,) = collect(engine, request)
+    assert text_of(again) == text_of(expected)
+
+
+def test_tokens_that_no_vocabulary_has_are_read_as_unknown(engine, loaded):
+    request = Request(prompt=(7, 10**12, -1, 8), max_tokens=6, temperature=0.0)
+    (pieces,) = collect(engine, request)
+    (expected,) = collect(
+        NextTokensWriter(loaded), Request(prompt=(7, 1, 1, 8), max_tokens=6, temperature=0.0)
+    )
+    assert text_of(pieces) == text_of(expected)
+
+
+def test_closing_while_texts_are_written_ends_them(loaded, engine):
+    """On an engine of its own over the same compiled functions."""
+    wait_until(lambda: engine.scheduler.num_free == 2)
+    other = Engine(loaded, engine.decoder)
+
+    async def close_meanwhile():
+        has_begun = asyncio.Event()
+
+        async def take(request):
+            async with contextlib.aclosing(other.write(request)) as stream:
+                async for _ in stream:
+                    has_begun.set()
+
+        requests = [Request(prompt="ab", max_tokens=28, seed=seed) for seed in range(5)]
+        taking = [asyncio.ensure_future(take(request)) for request in requests]
+        await has_begun.wait()
+        await asyncio.to_thread(other.close)
+        return await asyncio.gather(*taking, take(requests[0]), return_exceptions=True)
+
+    ended = [error for error in asyncio.run(close_meanwhile()) if error is not None]
+    assert len(ended) >= 2, "all texts were finished before the engine was closed"
+    assert {error.code for error in ended} == {Code.UNAVAILABLE}
