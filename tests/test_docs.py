@@ -76,7 +76,9 @@ def test_files_in_the_documents_exist(name):
     text = text_of(name)
     linked = [t for t in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in t]
     pattern = r"`((?:model|training|serving|ui|tests|benchmarks|scripts|docs)/[\w./-]*)`"
-    for path in [*linked, *re.findall(pattern, text)]:
+    for path in linked:
+        assert ((ROOT / name).parent / path).exists(), f"{name} links to {path}"
+    for path in re.findall(pattern, text):
         assert (ROOT / path).exists(), f"{name} names {path}"
 
 

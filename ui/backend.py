@@ -1,9 +1,10 @@
 """The one place where the pages meet the model server: a client, its state, and its failures."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import streamlit as st
@@ -13,7 +14,6 @@ from serving.client import (
     Classification,
     Client,
     ClientError,
-    Generation,
     InvalidRequest,
     ModelInfo,
     ModelNotFound,
@@ -93,6 +93,21 @@ class Timed(Generic[Result]):
     seconds: float
 
 
+@dataclass(frozen=True)
+class Story:
+    """A text as far as it is written, and by whom. How many tokens and why it ended are told with
+    its last part; `first_seconds` is None where it came at once."""
+
+    prompt: str
+    model: str
+    version: int | None
+    text: str = ""
+    seconds: float = 0.0
+    first_seconds: float | None = None
+    num_tokens: int | None = None
+    finish_reason: str | None = None
+
+
 def new_client(url: str, timeout: float) -> Client:
     """The only constructor call; tests put a stub here."""
     return Client(url, timeout=timeout)
@@ -132,10 +147,40 @@ def classify(model: ModelInfo, passages: list[str]) -> Timed[list[Classification
     return Timed(result, model.name, model.version, time.perf_counter() - start)
 
 
-def generate(model: ModelInfo, prompt: str, options: Mapping[str, Any]) -> Timed[Generation]:
+def write(
+    model: ModelInfo, prompt: str, options: Mapping[str, Any]
+) -> Generator[Story, None, None]:
+    """The text after every part of it that comes. Closing it has the server stop.
+
+    A stock server has no streams, nor has a model of an older export: there it comes at once.
+    """
     client, start = _client(url(), CLASSIFY_TIMEOUT), time.perf_counter()
-    result = client.generate(model.name, prompt, **options, timeout=GENERATE_TIMEOUT)
-    return Timed(result, model.name, model.version, time.perf_counter() - start)
+    story = Story(prompt, model.name, model.version)
+    try:
+        parts = client.write(model.name, prompt, **options, timeout=GENERATE_TIMEOUT)
+        with contextlib.closing(parts):
+            for part in parts:
+                seconds = time.perf_counter() - start
+                story = replace(
+                    story,
+                    text=story.text + part.text,
+                    seconds=seconds,
+                    first_seconds=story.first_seconds or seconds,
+                    num_tokens=part.num_tokens,
+                    finish_reason=part.finish_reason,
+                )
+                yield story
+    except (InvalidRequest, ServerFailed):
+        if story.text:
+            raise
+        found = client.generate(model.name, prompt, **options, timeout=GENERATE_TIMEOUT)
+        yield replace(
+            story,
+            text=found.text,
+            seconds=time.perf_counter() - start,
+            num_tokens=found.num_tokens,
+            finish_reason=found.finish_reason,
+        )
 
 
 def explain(error: Exception, model: str = "") -> Failure:

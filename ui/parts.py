@@ -83,7 +83,7 @@ def forget_failures() -> None:
             del st.session_state[key]
 
 
-def footer(answer: backend.Timed) -> None:
+def footer(answer: backend.Timed | backend.Story) -> None:
     """Which model answered, and how fast."""
     time, version = duration(answer.seconds), answer.version
     literal.caption(say("answered", model=answer.model, version=version, time=time))

@@ -118,6 +118,9 @@ TEXTS: dict[str, dict[str, str]] = {
     },
     "generate.tokens": {"en": "{n} tokens", "zh": "{n} 个词元"},
     "generate.one_token": {"en": "1 token", "zh": "1 个词元"},
+    "generate.rate": {"en": "{n} tokens/s", "zh": "每秒 {n} 个词元"},
+    "generate.first": {"en": "the first after {time}", "zh": "首个词元用时 {time}"},
+    "generate.stop": {"en": "Stop", "zh": "停止"},
     "generate.empty": {
         "en": "The model added nothing: it takes the text as finished. Try another beginning or "
         "another seed.",
@@ -128,6 +131,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "en": "Cut off at the length limit",
         "zh": "达到长度上限，就此停止",
     },
+    "finish.interrupted": {"en": "Stopped by you", "zh": "已由您停止"},
     "finish.unknown": {"en": "Finished: {reason}", "zh": "结束原因：{reason}"},
     # --- status page ---
     "status.intro": {

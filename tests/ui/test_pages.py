@@ -270,9 +270,17 @@ def test_another_model_stands_in_for_the_preferred_one_and_the_page_says_so(open
 @pytest.mark.parametrize(
     ("num_tokens", "reason", "expected"),
     [
-        (1, "stop", {"en": "1 token · The model ended the text itself", "zh": "1 个词元 · 模型"}),
-        (40, "length", {"en": "40 tokens · Cut off at", "zh": "40 个词元 · 达到长度上限"}),
-        (2, "<odd>", {"en": "2 tokens · Finished: <odd>", "zh": "结束原因：<odd>"}),
+        (
+            1,
+            "stop",
+            {"en": r"1 token · the first after \d+ ms · The model ended the", "zh": "· 模型"},
+        ),
+        (
+            40,
+            "length",
+            {"en": r"40 tokens · \d+ tokens/s · .* · Cut off at", "zh": "· 达到长度上限"},
+        ),
+        (2, "<odd>", {"en": "Finished: <odd>", "zh": r"每秒 \d+ 个词元 · .*结束原因：<odd>"}),
     ],
 )
 def test_the_end_of_a_text_is_told_in_words(
@@ -280,7 +288,25 @@ def test_the_end_of_a_text_is_told_in_words(
 ):
     client.generation = Generation("text", num_tokens, reason)
     at = click(open_page("generate", language), "generate.example.en.0")
-    assert expected[language] in words(at)
+    assert re.search(expected[language], words(at))
+
+
+def test_a_text_that_is_stopped_stays_as_far_as_it_had_come(open_page, client):
+    client.is_stopped_by_click = True
+    at = click(open_page("generate"), "generate.example.en.0")
+    assert client.is_closed  # and with it the server's work
+    at.run()
+    assert "|| and|" in words(at) and "then it rained" not in words(at)
+    assert TEXTS["finish.interrupted"]["en"] in words(at)
+    assert not [button for button in at.button if button.key == "generate.stop"]
+
+
+@pytest.mark.parametrize("kind", [serving_client.InvalidRequest, serving_client.ServerFailed])
+def test_a_server_without_streams_is_asked_for_all_at_once(open_page, client, kind):
+    client.stream_error = kind("Malformed request: POST /v1/completions")
+    at = click(open_page("generate"), "generate.example.en.0")
+    assert len(client.generated) == 2 and client.generated[0] == client.generated[1]
+    assert "|| and then it rained.|" in words(at) and "5 tokens · The model" in words(at)
 
 
 def test_an_empty_continuation_says_so(open_page, client):

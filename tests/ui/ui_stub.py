@@ -4,10 +4,18 @@ import html
 import re
 from pathlib import Path
 
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
 
-from serving.client import Classification, Generation, ModelInfo, ModelNotFound, VersionStatus
+from serving.client import (
+    Classification,
+    Generation,
+    ModelInfo,
+    ModelNotFound,
+    Part,
+    VersionStatus,
+)
 from ui import backend
 
 APP = Path(backend.__file__).with_name("app.py")
@@ -28,6 +36,8 @@ class StubClient:
         self.statuses: dict[str, list[VersionStatus]] = {}
         self.state_error: Exception | None = None
         self.answer_error: Exception | None = None
+        self.stream_error: Exception | None = None  # of a server without streams
+        self.is_stopped_by_click = self.is_closed = False
         self.classified: list[tuple[str, list[str]]] = []
         self.generated: list[tuple[str, str, dict]] = []
 
@@ -44,6 +54,21 @@ class StubClient:
             raise self.answer_error
         label = max(self.scores, key=self.scores.__getitem__)
         return [Classification(label, self.scores) for _ in texts]
+
+    def write(self, model, prompt, *, timeout, **options):
+        self.generated.append((model, prompt, options))
+        if self.stream_error:
+            raise self.stream_error
+        if self.answer_error:
+            raise self.answer_error
+        try:
+            for word in re.findall(r"\s*\S+|\s+", self.generation.text):
+                yield Part(word)
+                if self.is_stopped_by_click:
+                    st.stop()  # a click ends the script where it next speaks to the browser
+            yield Part("", self.generation.finish_reason, self.generation.num_tokens)
+        finally:
+            self.is_closed = True
 
     def generate(self, model, prompt, *, timeout, **options):
         self.generated.append((model, prompt, options))

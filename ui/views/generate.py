@@ -1,16 +1,19 @@
 """The page Generate: a beginning, the settings of sampling, and what the model writes."""
 
+import contextlib
+import time
 from typing import Any
 
 import streamlit as st
 
-from serving.client import Generation, ModelInfo
+from serving.client import ModelInfo
 from ui import backend, literal, parts
-from ui.language import say
+from ui.language import duration, say
 from ui.texts import TEXTS
 
 PAGE = "generate"
 PREFERRED = "stories"
+REDRAW_SECONDS = 0.05  # a browser draws no faster than one reads
 LARGEST_SEED = 2**31 - 1  # the signature's seed is an int32
 
 # The settings before anyone touches them; the keys are the arguments of `generate`.
@@ -42,8 +45,7 @@ def page() -> None:
         parts.examples(PAGE, PAGE)
     with place:
         if (submitted or parts.example_clicked(PAGE)) and model:
-            with st.spinner(say("generate.running")):
-                st.session_state["generate.answer"] = _ask(model, prompt, options)
+            _write(model, prompt, options)
         _show(st.session_state.get("generate.answer"))
 
 
@@ -68,37 +70,61 @@ def _settings() -> dict[str, float]:
     }
 
 
-def _ask(
-    model: ModelInfo, prompt: str, options: dict[str, float]
-) -> tuple[str, backend.Timed[Generation]] | backend.Failure:
-    """The prompt with its continuation, or what went wrong."""
+def _write(model: ModelInfo, prompt: str, options: dict[str, float]) -> None:
+    """Shows the text as it comes, and keeps it. The button ends this run of the script, as every
+    click does, and what is there by then stays."""
     if not prompt.strip():
-        return backend.Failure("error.empty_prompt")
+        st.session_state["generate.answer"] = backend.Failure("error.empty_prompt")
+        return
+    place = st.empty()
+    drawn = 0.0
     try:
-        return prompt, backend.generate(model, prompt, options)
+        with place.container(border=True, gap="xsmall"):
+            told, text = st.empty(), st.empty()
+            st.button(say("generate.stop"), key="generate.stop", icon=":material/stop_circle:")
+            with told:
+                literal.caption(say("generate.running"))
+            with contextlib.closing(backend.write(model, prompt, options)) as stories:
+                for story in stories:
+                    st.session_state["generate.answer"] = story
+                    if time.monotonic() - drawn >= REDRAW_SECONDS:
+                        drawn = time.monotonic()
+                        with text:
+                            literal.story(story.prompt, story.text)
     except Exception as error:  # every failure is a sentence; the unexpected ones are logged
-        return backend.explain(error, model.name)
+        st.session_state["generate.answer"] = backend.explain(error, model.name)
+    place.empty()
 
 
-def _show(outcome: tuple[str, backend.Timed[Generation]] | backend.Failure | None) -> None:
+def _show(outcome: backend.Story | backend.Failure | None) -> None:
     if outcome is None:
         return
     if isinstance(outcome, backend.Failure):
         literal.failure(outcome)
         return
-    prompt, answer = outcome
     with st.container(border=True, gap="xsmall"):
-        literal.story(prompt, answer.result.text)
-        if not answer.result.text:
+        literal.story(outcome.prompt, outcome.text)
+        if not outcome.text and outcome.finish_reason:
             literal.notice("info", say("generate.empty"))
-        literal.caption(_ending(answer.result))
-        parts.footer(answer)
+        literal.caption(_ending(outcome))
+        parts.footer(outcome)
 
 
-def _ending(written: Generation) -> str:
-    """How much was written and why it ended, in words."""
-    is_one = written.num_tokens == 1
-    count = say("generate.one_token" if is_one else "generate.tokens", n=written.num_tokens)
-    key, reason = f"finish.{written.finish_reason}", written.finish_reason
-    why = say(key) if key in TEXTS else say("finish.unknown", reason=reason)
-    return f"{count} · {why}"
+def _ending(story: backend.Story) -> str:
+    """How much was written, how fast, and why it ended, in words."""
+    told = []
+    if story.num_tokens is not None:
+        is_one = story.num_tokens == 1
+        told.append(say("generate.one_token" if is_one else "generate.tokens", n=story.num_tokens))
+    if story.first_seconds is not None:
+        further = story.seconds - story.first_seconds
+        if story.num_tokens and story.num_tokens > 1 and further > 0:
+            told.append(say("generate.rate", n=round((story.num_tokens - 1) / further)))
+        told.append(say("generate.first", time=duration(story.first_seconds)))
+    if story.finish_reason is None:
+        told.append(say("finish.interrupted"))
+    else:
+        key = f"finish.{story.finish_reason}"
+        why = say(key) if key in TEXTS else say("finish.unknown", reason=story.finish_reason)
+        told.append(why)
+    return " · ".join(told)
