@@ -14,10 +14,13 @@ def tied_logits(x: tf.Tensor, embedding: keras.layers.Embedding) -> tf.Tensor:
 
     Press & Wolf (2017). The product is computed in the type of `x`, the sum handed on in float32.
     """
-    weights = tf.cast(embedding.embeddings, x.dtype)  # (V, D)
-    rows = tf.reshape(x, [-1, weights.shape[1]])
-    flat = product(rows, weights, product_type(embedding), transpose_b=True)
-    shape = tf.concat([tf.shape(x)[:-1], [weights.shape[0]]], axis=0)
+    rows = tf.reshape(x, [-1, embedding.output_dim])
+    if (stored := getattr(embedding, "stored", None)) is not None:
+        flat = stored.product(rows)
+    else:
+        weights = tf.cast(embedding.embeddings, x.dtype)  # (V, D)
+        flat = product(rows, weights, product_type(embedding), transpose_b=True)
+    shape = tf.concat([tf.shape(x)[:-1], [embedding.input_dim]], axis=0)
     return tf.cast(tf.reshape(flat, shape), tf.float32)
 
 

@@ -5,6 +5,8 @@ norms, softmax, weights and their sums keep all of their bits. Not with XLA on a
 multiplies bfloat16 no faster. Axes: D inputs, K outputs.
 """
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -41,16 +43,35 @@ def product(a: tf.Tensor, b: tf.Tensor, factors: tf.DType | None = None, **setti
 
 
 class Dense(keras.layers.Dense):
-    """Keras' layer: `x` float (..., D) -> float (..., K), its product as its policy says."""
+    """Keras' layer: `x` float (..., D) -> float (..., K), its product as its policy says.
+
+    Or with a matrix that `model.stored.store` put in place of the kernel.
+    """
+
+    stored: Any = None
 
     def call(self, x, training=None):
         factors = product_type(self)
-        if factors is None:
+        if factors is None and self.stored is None:
             return super().call(x, training=training)
-        kernel = tf.convert_to_tensor(self.kernel)
-        flat = product(tf.reshape(x, [-1, kernel.shape[0]]), kernel, factors)
+        flat = tf.reshape(x, [-1, x.shape[-1]])
+        if self.stored is None:
+            flat = product(flat, tf.convert_to_tensor(self.kernel), factors)
+        else:
+            flat = self.stored.product(flat)
         y = tf.reshape(flat, tf.concat([tf.shape(x)[:-1], [self.units]], 0))
         y = tf.ensure_shape(y, [*x.shape[:-1], self.units])
         if self.bias is not None:
             y = y + self.bias
         return y if self.activation is None else self.activation(y)
+
+
+class Embedding(keras.layers.Embedding):
+    """Keras' layer, int (...) -> float (..., D), or with a matrix that `model.stored` put there."""
+
+    stored: Any = None
+
+    def call(self, inputs):
+        if self.stored is None:
+            return super().call(inputs)
+        return tf.cast(self.stored.take(inputs), self.compute_dtype)

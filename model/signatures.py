@@ -116,8 +116,10 @@ def cache_names(num_layers: int) -> list[str]:
 CONTEXT_LENGTH = "context_length"  # C, tokens, the begin in front of a text included
 VOCABULARY_SIZE = "vocabulary_size"
 NUM_PARAMETERS = "num_parameters"
-WEIGHTS = "weights"  # how they are stored: WEIGHTS_FLOAT32, ...
+WEIGHTS = "weights"  # how matrices are stored, one of the three below
 WEIGHTS_FLOAT32 = "float32"
+WEIGHTS_BFLOAT16 = "bfloat16"
+WEIGHTS_INT8 = "int8"  # with a scale for each output
 
 # Files of a version folder `<exports>/<name>/<version>/`, besides TensorFlow's own.
 MANIFEST_FILE = "manifest.json"

@@ -12,7 +12,7 @@ from model.config.transformers import BlocksConfig
 from model.dropout import Dropout
 from model.heads import tied_logits
 from model.positions import sinusoidal
-from model.products import Dense
+from model.products import Dense, Embedding
 from model.written_out import LayerNormalization, gelu
 
 
@@ -146,7 +146,7 @@ class TransformerDecoder(keras.Model):
     def __init__(self, config: TransformerDecoderConfig, vocabulary_size: int):
         super().__init__(name=config.name)
         self.config, self.vocabulary_size = config, vocabulary_size
-        self.embedding = keras.layers.Embedding(
+        self.embedding = Embedding(
             vocabulary_size,
             config.width,
             # Logits start near zero: the head is this very matrix.
@@ -156,7 +156,7 @@ class TransformerDecoder(keras.Model):
         self.place = Place(config, config.context_length, name="place")
         self.blocks = blocks(config)
         self.values = [
-            keras.layers.Embedding(
+            Embedding(
                 vocabulary_size,
                 config.key_value_width,
                 embeddings_initializer=small_normal(),
@@ -266,7 +266,7 @@ class Place(keras.layers.Layer):
         super().__init__(**kwargs)
         self.config, self.num_positions = config, num_positions
         if config.positions == "learned":
-            self.table = keras.layers.Embedding(
+            self.table = Embedding(
                 num_positions,
                 config.width,
                 embeddings_initializer=small_normal(),

@@ -167,6 +167,12 @@ def parser() -> argparse.ArgumentParser:
 
     export = command("export", "write a run's best weights as the next version to serve")
     export.add_argument("run", help="a run's folder, or its name for the newest one")
+    export.add_argument(
+        "--weights",
+        choices=("float32", "bfloat16", "int8"),
+        default="float32",
+        help="how a language model's matrices are stored (float32); fewer bytes, nearly its texts",
+    )
 
     verify = command(
         "verify-resume", "prove that a killed run ends like one left alone, bit by bit"

@@ -381,7 +381,7 @@ def export(options: argparse.Namespace) -> int:
     import_tensorflow()
     from training.export import export_run
 
-    path = export_run(folder, options.exports)
+    path = export_run(folder, options.exports, options.weights)
     print(f"Exported to {path}\nNext: python -m serving --exports {options.exports}")
     return 0
 

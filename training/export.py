@@ -45,8 +45,11 @@ Endpoints = dict[str, Any]  # a tf.function with an input signature, by the name
 _PACKAGES = ("tensorflow", "tensorflow-text", "keras", "numpy")
 
 
-def export_run(folder: Path, exports: Path) -> Path:
+def export_run(folder: Path, exports: Path, weights: str = signatures.WEIGHTS_FLOAT32) -> Path:
     """Exports the best weights of the run in `folder` as the next version; returns its folder.
+
+    `weights` says how the matrices of a language model are stored. Raises ValueError for a network
+    that has them in float32 only.
 
     Raises OSError when it cannot be written, as on a full disk; then nothing of it is left, and
     earlier versions are as before.
@@ -55,6 +58,13 @@ def export_run(folder: Path, exports: Path) -> Path:
     config = read_config(folder)
     if isinstance(learner, WordVectorModel):
         raise ValueError(f"{config.name} trains word vectors, which are not served.")
+    if weights != signatures.WEIGHTS_FLOAT32:
+        if not isinstance(learner, LanguageModel):
+            raise ValueError(
+                f"weights={weights} is for language models; {config.name} is none. "
+                "Export it with weights=float32."
+            )
+        learner.store_weights(weights)
     if not (folder / RESULTS_FILE).is_file():
         logger.warning(f"{folder} is not finished: its best weights so far are exported.")
     results = read_json(folder / RESULTS_FILE) if (folder / RESULTS_FILE).is_file() else {}
@@ -129,7 +139,9 @@ def _write_saved_model(
     # name that only its object loader finds, and a session, which is what serves, would not run.
     archive = keras.export.ExportArchive()
     for resource in learner.resources:
-        archive.track(resource)
+        # Variables are found in the functions; to track a layer writes all of its own once more.
+        if not isinstance(resource, keras.layers.Layer):
+            archive.track(resource)
     for name, function in endpoints.items():
         archive.add_endpoint(name, function, function.input_signature)
     archive.write_out(str(path), verbose=False)

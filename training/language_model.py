@@ -14,6 +14,7 @@ import tensorflow as tf
 from model import endpoints, signatures
 from model.catalogue import build_model
 from model.generation import generate
+from model.stored import held, store
 from model.tokenizers import (
     BEGIN,
     END,
@@ -64,6 +65,8 @@ class LanguageModel:
             precision=config.precision,
             preset=getattr(tokenizer, "preset", None),
         )
+        self.weights = signatures.WEIGHTS_FLOAT32
+        self._num_parameters = self.model.count_params()
         spec = tf.TensorSpec([None, None], tf.int32)
         self._sums = tf.function(
             lambda tokens, targets: language_model_loss(
@@ -82,10 +85,14 @@ class LanguageModel:
         model, tokenizer = self.model, self.tokenizer
         context = model.config.context_length
         functions: dict[str, Callable] = {
-            signatures.SERVING_DEFAULT: lambda *inputs: generate(model, tokenizer, *inputs),
+            signatures.SERVING_DEFAULT: self._held(
+                lambda *inputs: generate(model, tokenizer, *inputs)
+            ),
             signatures.TOKENIZE: lambda text: endpoints.tokenize(tokenizer, text, context),
             signatures.DETOKENIZE: lambda *inputs: endpoints.detokenize(tokenizer, *inputs),
-            signatures.NEXT_TOKENS: lambda *inputs: endpoints.next_tokens(model, *inputs),
+            signatures.NEXT_TOKENS: self._held(
+                lambda *inputs: endpoints.next_tokens(model, *inputs)
+            ),
             signatures.SCORE: lambda text: endpoints.score(model, tokenizer, text),
         }
         if hasattr(model, "states"):
@@ -94,6 +101,21 @@ class LanguageModel:
             functions[signatures.PREFILL] = lambda *inputs: endpoints.prefill(model, *inputs)
             functions[signatures.DECODE] = lambda *inputs: endpoints.decode(model, *inputs)
         return functions
+
+    def _held(self, function: Callable) -> Callable:
+        """`function` with what is stored unpacked once a call, as it has a loop."""
+
+        def run(*inputs):
+            with held(self.model):
+                return function(*inputs)
+
+        return run
+
+    def store_weights(self, weights: str) -> None:
+        """Rounds the matrices, before anything was asked for: `weights` as the manifest has it."""
+        if weights != self.weights:
+            store(self.model, weights)
+            self.weights = weights
 
     def _inputs_of(self, name: str) -> list[tf.TensorSpec]:
         if name in (signatures.PREFILL, signatures.DECODE):
@@ -162,8 +184,8 @@ class LanguageModel:
         return {
             signatures.CONTEXT_LENGTH: self.model.config.context_length,
             signatures.VOCABULARY_SIZE: self.model.vocabulary_size,
-            signatures.NUM_PARAMETERS: self.model.count_params(),
-            signatures.WEIGHTS: signatures.WEIGHTS_FLOAT32,
+            signatures.NUM_PARAMETERS: self._num_parameters,
+            signatures.WEIGHTS: self.weights,
         }
 
     @classmethod

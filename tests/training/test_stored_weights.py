@@ -1,0 +1,80 @@
+"""Weights in fewer bytes: the matrices within half a step, the texts and scores nearly the same."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from model import signatures as s
+from model.catalogue import build_model
+from model.config import RecurrentLanguageModelConfig
+from model.stored import Stored, held, store
+from serving import servable
+from tests.tiny_writer import tiny_writer as make_writer
+from training.export import export_learner
+
+TEXTS = ["the quick brown fox", "abc", "猫在睡觉。"]
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_a_stored_matrix_is_the_nearest_and_gives_its_product(kind):
+    rng = np.random.default_rng(0)
+    matrix = (rng.normal(size=(7, 12)) * rng.uniform(0.01, 3, size=(7, 1))).astype(np.float32)
+    matrix[3] = 0.0
+    stored = Stored(matrix, kind)
+    kept = stored.take(tf.range(7)).numpy()
+    largest = np.abs(matrix).max(axis=1, keepdims=True)
+    # Half a step: of an output's 127 on either side, or of the 8 bits of a bfloat16.
+    half = largest / 254 if kind == "int8" else np.abs(matrix) / 256
+    assert (np.abs(kept - matrix) <= half * 1.001).all() and (kept != matrix).any()
+    x = tf.constant(rng.normal(size=(5, 12)), tf.float32)
+    np.testing.assert_allclose(stored.product(x), x @ kept.T, rtol=1e-5, atol=1e-5)
+    with stored.held():
+        np.testing.assert_allclose(stored.product(x), x @ kept.T, rtol=1e-5, atol=1e-5)
+    assert stored.rows.dtype == kind
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_scores_stay_near_and_no_matrix_is_left_in_float32(kind, tiny_writer):
+    learner = make_writer()
+    learner.store_weights(kind)
+    scores = [
+        one.endpoints[s.SCORE](tf.constant(TEXTS))[s.LOGPROBS].numpy()
+        for one in (tiny_writer, learner)
+    ]
+    apart = np.abs(scores[0] - scores[1])
+    # Untrained, with weights of 0.5: the scores themselves are about -6.
+    assert 0 < apart.max() < 0.6 and apart[scores[0] != 0].mean() < 0.1
+    assert all(len(variable.shape) < 2 for variable in learner.model.variables)
+    assert learner.sizes[s.NUM_PARAMETERS] == tiny_writer.sizes[s.NUM_PARAMETERS]
+
+
+def test_an_export_of_int8_is_smaller_and_serves_nearly_the_same(writer_exports, tmp_path):
+    learner = make_writer()
+    learner.store_weights("int8")
+    path = export_learner(learner, tmp_path)
+    manifest = json.loads((path / s.MANIFEST_FILE).read_text())
+    assert manifest[s.WEIGHTS] == "int8"
+    plain = writer_exports / "writer" / "1"
+    weights = "variables/variables.data-00000-of-00001"
+    assert (path / weights).stat().st_size < 0.5 * (plain / weights).stat().st_size
+    found = []
+    for folder in (plain, path):
+        served = servable.load("writer", 1, folder)
+        texts = np.array([text.encode() for text in TEXTS], object)
+        found.append(served.run(s.EMBED, {s.TEXT: texts})[s.EMBEDDING])
+        served.close()
+    cosines = (found[0] * found[1]).sum(axis=1)
+    assert (cosines > 0.98).all() and (cosines < 1 - 1e-7).any()
+
+
+def test_what_cannot_be_stored_is_said():
+    config = RecurrentLanguageModelConfig(embedding_size=4, units=4, num_layers=1)
+    recurrent = build_model(config, 10, seed=0)
+    with pytest.raises(ValueError, match="for transformer_decoder; export .* weights=float32"):
+        store(recurrent, "int8")
+    with pytest.raises(ValueError, match="weights must be one of bfloat16, int8"):
+        store(recurrent, "int4")
+    with held(recurrent):
+        pass  # nothing is stored
