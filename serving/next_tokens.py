@@ -28,6 +28,9 @@ from serving.writing import (
     last_tokens,
 )
 
+ROWS_AT_ONCE = 256  # in one call of a signature
+READ_AT_ONCE = 32  # of one that runs the network over whole texts: bounds memory
+TOO_MANY_ROWS = "larger than maximum input batch size"  # in TensorFlow Serving's words
 MOST_TOKENS = 8  # of one call: the first text comes after one token, then calls grow
 
 _FLOATS = (
@@ -105,7 +108,7 @@ class ModelText:
     async def embed(self, texts: Sequence[str]) -> np.ndarray:
         self._check_has(signatures.EMBED, "makes no embeddings")
         inputs = {signatures.TEXT: _column(texts)}
-        outputs = await self._in_thread(self._servable.run, signatures.EMBED, inputs)
+        outputs = await self._in_thread(self._run, signatures.EMBED, inputs, READ_AT_ONCE)
         return outputs[signatures.EMBEDDING]
 
     def _check_has(self, signature_name: str, lack: str) -> None:
@@ -118,7 +121,7 @@ class ModelText:
     def _score(self, prompts: Sequence[Sequence[int]]) -> list[Scored]:
         """By text, as the signature takes it: tokens that no text has are refused."""
         column = np.array(self._texts(prompts), object)
-        outputs = self._servable.run(signatures.SCORE, {signatures.TEXT: column})
+        outputs = self._run(signatures.SCORE, {signatures.TEXT: column}, READ_AT_ONCE)
         scored = []
         for row, prompt in enumerate(prompts):
             size = int(outputs[signatures.NUM_TOKENS][row])
@@ -132,7 +135,7 @@ class ModelText:
     def _tokenize(self, texts: Sequence[str]) -> list[Tokens]:
         if not texts:
             return []
-        outputs = self._servable.run(signatures.TOKENIZE, {signatures.TEXT: _column(texts)})
+        outputs = self._run(signatures.TOKENIZE, {signatures.TEXT: _column(texts)})
         rows, sizes = outputs[signatures.TOKENS].tolist(), outputs[signatures.NUM_TOKENS].tolist()
         return [
             Tokens(tuple(row[: min(size, self.context_length)]), size)
@@ -154,7 +157,28 @@ class ModelText:
             signatures.TOKENS: tokens,
             signatures.NUM_TOKENS: np.array(num_tokens, np.int32),
         }
-        return self._servable.run(signatures.DETOKENIZE, inputs)[output].tolist()
+        return self._run(signatures.DETOKENIZE, inputs)[output].tolist()
+
+    def _run(self, signature_name: str, inputs: Arrays, at_once: int = ROWS_AT_ONCE) -> Arrays:
+        """The outputs of all rows, run by so many, or by fewer where the server's batches are
+        smaller: of a remote one nobody tells how small."""
+        num_rows = len(next(iter(inputs.values())))
+        if num_rows <= at_once:
+            try:
+                return self._servable.run(signature_name, inputs)
+            except ServingError as error:
+                if num_rows == 1 or TOO_MANY_ROWS not in error.message:
+                    raise
+                at_once = num_rows // 2
+        parts = [
+            self._run(
+                signature_name,
+                {alias: array[start : start + at_once] for alias, array in inputs.items()},
+                at_once,
+            )
+            for start in range(0, num_rows, at_once)
+        ]
+        return {alias: np.concatenate([part[alias] for part in parts]) for alias in parts[0]}
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         padded = np.zeros((len(rows), self.context_length), np.int32)

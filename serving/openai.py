@@ -252,18 +252,20 @@ async def _parts(
         streams.append(writer.write(asked.request(prompt, number, most, deadline)))
     has_begun = [False] * len(prompts)
     clock = _Clock(asked.model, len(choices))
-    async with contextlib.aclosing(merged(streams)) as pieces:
-        async for index, piece in pieces:
-            choice = choices[index]
-            clock.note(index, len(piece.tokens))
-            usage.num_completion += len(piece.tokens)
-            if not has_begun[choice.prompt]:
-                has_begun[choice.prompt] = True
-                usage.num_cached += piece.num_cached_tokens
-            choice.num_tokens += len(piece.tokens)
-            choice.sum_logprobs += sum(entry.logprob for entry in piece.logprobs)
-            yield _Part(choice, piece.text, piece.tokens, piece.logprobs, piece.finish_reason)
-    metrics.count_tokens(asked.model, usage.num_prompt, usage.num_completion)
+    try:
+        async with contextlib.aclosing(merged(streams)) as pieces:
+            async for index, piece in pieces:
+                choice = choices[index]
+                clock.note(index, len(piece.tokens))
+                usage.num_completion += len(piece.tokens)
+                if not has_begun[choice.prompt]:
+                    has_begun[choice.prompt] = True
+                    usage.num_cached += piece.num_cached_tokens
+                choice.num_tokens += len(piece.tokens)
+                choice.sum_logprobs += sum(entry.logprob for entry in piece.logprobs)
+                yield _Part(choice, piece.text, piece.tokens, piece.logprobs, piece.finish_reason)
+    finally:  # also what was written for somebody who left
+        metrics.count_tokens(asked.model, usage.num_prompt, usage.num_completion)
 
 
 async def _echoes(

@@ -18,7 +18,6 @@ from serving.errors import Code, ServingError
 MAX_LOGPROBS = 5  # alternatives that a network's `score` tells of
 MAX_STOP_STRINGS = 8
 MAX_STOP_CHARACTERS = 256  # of one stop string
-SPELLED_AT_ONCE = 256  # tokens in a call of a `detokenize`
 
 Detokenize = Callable[[np.ndarray, np.ndarray], Sequence[bytes]]
 """Tokens int32 (B, T), num_tokens int32 (B,) -> the bytes of each row, UTF-8 or not."""
@@ -163,11 +162,10 @@ class Spelling:
     def learn(self, tokens: Iterable[int]) -> None:
         """Asks for all that are not known, so that they are there when they are wanted."""
         new = sorted(set(tokens) - self._known.keys())
-        for start in range(0, len(new), SPELLED_AT_ONCE):
-            some = new[start : start + SPELLED_AT_ONCE]
-            rows = np.array(some, np.int32)[:, None]
-            spelled = self._detokenize(rows, np.ones(len(some), np.int32))
-            self._known.update(zip(some, map(bytes, spelled), strict=True))
+        if new:
+            rows = np.array(new, np.int32)[:, None]
+            spelled = self._detokenize(rows, np.ones(len(new), np.int32))
+            self._known.update(zip(new, map(bytes, spelled), strict=True))
 
     def __call__(self, tokens: Sequence[int]) -> list[bytes]:
         self.learn(tokens)

@@ -110,7 +110,9 @@ def test_the_programs_in_the_guide_of_the_server_run(server, capsys):
     said = capsys.readouterr().out
     assert "StatusCode.NOT_FOUND Servable not found for request: Latest(sentimental)" in said
     assert "tensorflow.serving.PredictionService" in said and "state: AVAILABLE" in said
-    assert len(blocks) == 3
+    assert "['sentiment', 'stories', 'topics']" in said
+    assert "BadRequestError n must be a whole number from 1 to 128" in said
+    assert len(blocks) == 4
 
 
 @pytest.mark.parametrize("name", MODELS)

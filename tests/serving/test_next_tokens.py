@@ -17,6 +17,7 @@ from model.config.tokenizers import (
 )
 from model.tokenizers import train_tokenizer
 from serving import servable
+from serving.batching import BatchingParameters, Pool
 from serving.errors import Code, ServingError
 from serving.next_tokens import NextTokensWriter
 from serving.writing import Assembler, Request, Spelling
@@ -119,6 +120,25 @@ def test_texts_are_tokenized_and_tokens_spelled(loaded):
         assert asyncio.run(writer.spell(tokens_of("ab"))) == [b"a", b"b"]
     half = asyncio.run(NextTokensWriter(loaded["bytes"]).spell(tokens_of("小")[:1]))
     assert half == ["小".encode()[:1]]
+
+
+def test_batches_may_be_smaller_than_what_is_asked(tmp_path):
+    """A server that batches takes no more rows at once than its batches have."""
+    path, pool = writer_model(tmp_path / "1"), Pool(2, "small")
+    batching = BatchingParameters(max_batch_size=3, num_batch_threads=2)
+    one = servable.load("w", 1, path, batching=batching, pool=pool)
+    writer = NextTokensWriter(one)
+    texts = ["a" * i for i in range(8)]
+    assert [found.num_tokens for found in asyncio.run(writer.tokenize(texts))] == list(range(8))
+    assert len(asyncio.run(writer.embed(texts))) == 8
+    rows = [tokens_of(text) for text in texts]
+    assert asyncio.run(writer.detokenize(rows)) == texts
+    assert [score.tokens for score in asyncio.run(writer.score(rows))] == list(map(tuple, rows))
+    request = Request(prompt="ab", max_tokens=90)
+    pieces = pieces_of(writer, request)
+    assert "".join(piece.text for piece in pieces) == answer_of("ab")
+    assert asyncio.run(writer.embed(["b"] * 40)).shape == (40, 3)
+    one.close()
 
 
 def test_what_does_not_write_is_refused(repository):
