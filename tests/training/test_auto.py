@@ -115,9 +115,22 @@ def test_the_candidates_are_runs_for_many_labels_and_few_texts():
             small().dataset, num_labels=num_labels, num_texts=3, is_spaced=True, num_tokens=9
         )
         assert list(found)[0] == "logistic_regression" and "transformer" in found
+        assert len(found) == 5
         for config in found.values():
             buckets = getattr(config.tokenizer, "num_buckets", 1)
             assert buckets * num_labels <= 2**24
+
+
+def test_long_texts_with_blanks_are_also_tried_by_their_characters():
+    def found(**settings):
+        return candidates(small().dataset, num_labels=2, num_texts=3, **settings)
+
+    name = "logistic_regression_of_characters"
+    long = found(is_spaced=True, num_tokens=200)
+    assert long[name].tokenizer.max_character_ngram == 5
+    assert long["logistic_regression"].tokenizer.max_character_ngram == 0
+    assert name not in found(is_spaced=True, num_tokens=20)
+    assert name not in found(is_spaced=False, num_tokens=200)
 
 
 def test_auto_trains_evaluates_predicts_and_exports_as_any_run(tmp_path, capsys, monkeypatch):

@@ -16,6 +16,7 @@ AUTO = "auto"
 _LONG = 128  # tokens
 MAX_WEIGHTS = 2**24  # of a bag: its buckets times the labels
 BATCH_SIZE = 32
+CHARACTERS = 5  # of a word, in an n-gram
 # What the rates of a bag's updates on one text add up to, halved by the schedule. How far plain SGD
 # gets from zero is what an L2 penalty is elsewhere; twice as much learns short texts by heart.
 STRENGTH = 0.45
@@ -35,12 +36,12 @@ def candidates(
     epochs = min(max(round(60_000 / num_texts), 5), 30)  # few texts need many passes
     few_epochs = max(epochs // 2, 4)  # of networks, which know them by heart sooner
     buckets = min(2**20, 2 ** (MAX_WEIGHTS // num_labels).bit_length() // 2)
-    # Long texts say enough by their words. Most of their n-grams occur once, weigh most by idf and
-    # tell nothing; and of so many each needs a higher rate.
+    # Most n-grams of long texts occur once, weigh most by idf and tell nothing; and of so many each
+    # needs a higher rate. What characters inside words add, or spoil, is seen once, at the optimum.
     is_long = num_tokens > _LONG
     ngrams = NgramTokenizerConfig(
         max_ngram=2 if is_spaced else 3,
-        max_character_ngram=5 if is_spaced and not is_long else 0,
+        max_character_ngram=CHARACTERS if is_spaced and not is_long else 0,
         num_buckets=buckets,
         has_counts=True,
     )
@@ -60,17 +61,24 @@ def candidates(
         tokenizer = replace(ngrams, max_ngram=max_ngram)
         return replace(config, tokenizer=tokenizer, batch_size=BATCH_SIZE)
 
+    optimum = bag(
+        "logistic_regression",
+        "idf",
+        ngrams.max_ngram,
+        logistic_regression=C_OF_LONG if is_long else C,
+        rate=STRENGTH * BATCH_SIZE / 10,
+        epochs=1,
+    )
+    with_characters = replace(
+        optimum,
+        name="logistic_regression_of_characters",
+        tokenizer=replace(ngrams, max_character_ngram=CHARACTERS),
+    )
     return {
-        "logistic_regression": bag(
-            "logistic_regression",
-            "idf",
-            ngrams.max_ngram,
-            logistic_regression=C_OF_LONG if is_long else C,
-            rate=STRENGTH * BATCH_SIZE / 10,
-            epochs=1,
-        ),
+        "logistic_regression": optimum,
         "idf": bag("idf", "idf", ngrams.max_ngram),
         "naive_bayes": bag("naive_bayes", "naive_bayes", 3, rate=rate / 3 if is_long else rate),
+        **({with_characters.name: with_characters} if is_spaced and is_long else {}),
         "convolution": RunConfig(
             name="convolution",
             dataset=dataset,
