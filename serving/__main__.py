@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log.info("Accepted and without effect in this server: %s", ", ".join(line.ignored))
         return launch(line.config)
     except flags.UsageError as error:
-        print(f"{error}.", file=sys.stderr)
-        print(flags.usage(), end="")
+        print(flags.usage(), end="", flush=True)
+        print(f"{error}.", file=sys.stderr)  # last, or nobody would see it above all the flags
     except ConfigError as error:
         _say_failed("INVALID_ARGUMENT", str(error))
     except ServingError as error:
@@ -54,7 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say_failed(status: str, message: str) -> None:
-    log.error(message)  # on stderr for people; the line of the stock server, for scripts, on stdout
+    # On stderr for people and logs; the stock line, for scripts, on stdout. A terminal
+    # shows both, so there the second is enough.
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+        log.error(message)
     print(f"Failed to start server. Error: {status}: {message}", flush=True)
 
 

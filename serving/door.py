@@ -68,6 +68,7 @@ class Door:
         self._app, self._service, self._config = app, service, config
         self._keys, self._rates = Keys.from_config(config), rates
         self._tracer, self._clock = tracer, clock
+        self._metrics_path = metrics.page_path(config.monitoring_config_file)
         self._held = 0  # bytes of bodies that have come, whole or in part, and are not answered yet
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -81,7 +82,8 @@ class Door:
         who = ""
         chunks: list[bytes] = []
         try:
-            who = self._admit(scope, headers)
+            who = self._whose(headers)
+            self._admit(scope, headers, who)
             await self._read(headers, receive, chunks)
             chunks[:] = [b"".join(chunks)]
             await self._answer(scope, chunks[0], receive, answer)
@@ -93,18 +95,22 @@ class Door:
             self._held -= sum(map(len, chunks))
             self._tell(scope, answer, began, request_id, who)
 
-    def _admit(self, scope: MutableMapping[str, Any], headers: dict[str, str]) -> str:
-        """Whose request it is. Raises Refused for one that may not be worked on now."""
+    def _whose(self, headers: dict[str, str]) -> str:
+        """Whose request it is. Raises Refused for one without a key that is known."""
         if self._service.is_draining:
             raise _later(503, "The server is shutting down; try again later or elsewhere.")
         try:
-            who = self._keys.check(headers)
+            return self._keys.check(headers)
         except ServingError as error:
             header = (b"www-authenticate", b"Bearer")
             raise Refused(error.code.http_status, error.message, header) from error
-        caller = who or (scope.get("client") or ("",))[0]
+
+    def _admit(self, scope: MutableMapping[str, Any], headers: dict[str, str], who: str) -> None:
+        """Raises Refused for a request that may not be worked on now."""
+        caller = who or _address(scope)
         scope.setdefault("state", {})["caller"] = caller
-        if self._rates and (seconds := self._rates.wait(caller)):
+        is_scraper = scope["path"] == self._metrics_path  # which reads while others are held back
+        if self._rates and not is_scraper and (seconds := self._rates.wait(caller)):
             metrics.count_shed("rate")
             raise _later(
                 429, f"More than --rate-limit={self._config.rate_limit}; slow down.", seconds
@@ -114,7 +120,6 @@ class Door:
             raise self._too_large()
         if self._service.is_full or self._holds_much:
             raise self._busy()
-        return who
 
     @property
     def _holds_much(self) -> bool:
@@ -253,6 +258,7 @@ class Door:
             "milliseconds": round(milliseconds, 3),
             "request_id": request_id,
             "caller": who,
+            "address": _address(scope),
             "version": state.get("model_version"),
             **_split(state.get("timing")),
         }
@@ -312,6 +318,10 @@ def request_id_of(headers: dict[str, str]) -> str:
     if 0 < len(given) <= 128 and not NOT_PLAIN.search(given):
         return given
     return uuid.uuid4().hex
+
+
+def _address(scope: MutableMapping[str, Any]) -> str:
+    return (scope.get("client") or ("",))[0]
 
 
 def _split(timing: Any) -> dict[str, float]:

@@ -47,6 +47,13 @@ class ServingError(Exception):
         self.message = message
 
 
+class VersionRefused(ServingError):
+    """A version that may not be served as it is: trying again helps only once its files change."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Code.FAILED_PRECONDITION, message)
+
+
 def invalid_argument(message: str) -> ServingError:
     return ServingError(Code.INVALID_ARGUMENT, message)
 

@@ -20,7 +20,7 @@ from model.version_check import (
     check_graph,
     read_manifest,
 )
-from serving.errors import Code, ServingError
+from serving.errors import VersionRefused
 
 if TYPE_CHECKING:
     from serving.servable import Servable
@@ -31,7 +31,7 @@ def check(
 ) -> dict[str, Any] | None:
     """The manifest of the version in `path`, None for a foreign one that may be served.
 
-    Raises ServingError FAILED_PRECONDITION that names the file or op and says what to do.
+    Raises VersionRefused that names the file or op and says what to do.
     """
     try:
         manifest = read_manifest(path)
@@ -44,12 +44,12 @@ def check(
             )
         check_graph(path, allow_ops)
     except VersionError as error:
-        raise ServingError(Code.FAILED_PRECONDITION, str(error)) from error
+        raise VersionRefused(str(error)) from error
     return manifest
 
 
 def check_golden(servable: Servable, manifest: dict[str, Any]) -> None:
-    """Raises ServingError FAILED_PRECONDITION unless `servable` gives the manifest's answers."""
+    """Raises VersionRefused unless `servable` gives the manifest's answers."""
     for golden in manifest["golden"]:
         signature = servable.signatures.get(golden["signature_name"])
         try:
@@ -66,4 +66,4 @@ def check_golden(servable: Servable, manifest: dict[str, Any]) -> None:
             outputs = servable.run(golden["signature_name"], inputs)
             check_answer(golden, {alias: array.tolist() for alias, array in outputs.items()})
         except VersionError as error:
-            raise ServingError(Code.FAILED_PRECONDITION, str(error)) from error
+            raise VersionRefused(str(error)) from error

@@ -28,8 +28,10 @@ def current_models(config: ServerConfig) -> tuple[ModelConfig, ...]:
     return discover_models(config.exports, config.only_models)
 
 
-def read(path: Path) -> tuple[ModelConfig, ...] | None:
+def read(path: Path, option: str = "--model_config_file") -> tuple[ModelConfig, ...] | None:
     """The models of a text-format ModelServerConfig file; None when it holds no list of models.
+
+    `option` is what the file was given by.
 
     Raises ConfigError when it cannot be read or parsed, ServingError when it may not be served.
     """
@@ -38,7 +40,7 @@ def read(path: Path) -> tuple[ModelConfig, ...] | None:
     try:
         return from_proto(parse(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise ConfigError(f"--model_config_file cannot be read: {error}") from error
+        raise ConfigError(f"{option} cannot be read: {error}") from error
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"Invalid protobuf file: '{path}': Error parsing text-format "

@@ -96,6 +96,7 @@ def promote(path: Path, model: str, target: str, label: str | None) -> str:
     version = file.version_of(target)
     file.check_folder(version)
     before: str | int | None
+    noted: str | int | None  # before, as it stands in the file
     after: str | int
     if label is not None and not re.fullmatch(r"[^/:\"'\\\x00-\x1f]+", label):
         raise ConfigError(
@@ -105,13 +106,15 @@ def promote(path: Path, model: str, target: str, label: str | None) -> str:
     if label is None:
         _check_alone(file.model, version)
         before, after = file.policy(), f"specific {{ versions: {version} }}"
-        file.set_policy(after)
+        noted = file.policy_as_written()
+        file.set_policy(f"model_version_policy {{ {after} }}")
     else:
         file.check_served(version)
-        before, after = file.model.labels.get(label), version
+        before = noted = file.model.labels.get(label)
+        after = version
         file.set_label(label, version)
     if before != after:
-        note = {"model": model, "label": label, "from": before, "to": after}
+        note = {"model": model, "label": label, "from": noted, "to": after}
         file.write(lambda text: f"{_with_newline(text)}{NOTE}{json.dumps(note)}\n")
     return _sentence(model, label, before, after)
 
@@ -130,24 +133,33 @@ def rollback(path: Path, model: str, label: str | None) -> str:
             break
     else:
         raise ConfigError(
-            f"{path} notes no promotion of the {what} of model {model}; name the version that you "
-            "want with promote"
+            f"{path} notes no promotion of the {what} of model {model}; "
+            f"{_instead(path, model, label)}"
         )
     now = file.model.labels.get(label) if label else file.policy()
     if now != note["to"]:
         raise ConfigError(
             f"The {what} of model {model} is {now} and no longer {note['to']}, as the last "
-            "promotion left it; name the version that you want with promote"
+            f"promotion left it; {_instead(path, model, label)}"
         )
     if label is None:
         file.set_policy(note["from"])
+        before: object = file.policy()
     else:
         if note["from"] is not None:
             file.check_folder(note["from"])
             file.check_served(note["from"])
         file.set_label(label, note["from"])
+        before = note["from"]
     file.write(lambda text: _without_last(text, line))
-    return _sentence(model, label, now, note["from"])
+    return _sentence(model, label, now, before)
+
+
+def _instead(path: Path, model: str, label: str | None) -> str:
+    return (
+        f"say which version you want: python -m serving promote {model} VERSION"
+        f"{f' --label {label}' if label else ''} --config {path}"
+    )
 
 
 def _note(line: str) -> dict[str, Any] | None:
@@ -195,7 +207,7 @@ class _ConfigFile:
 
     def __init__(self, path: Path, model: str) -> None:
         self._path = path.resolve()  # of a symbolic link the file, not the link, is replaced
-        models = model_configs.read(path) or ()
+        models = model_configs.read(path, "--config") or ()
         self._original = self._path.read_bytes()
         self.text = self._original.decode()  # with its own line ends
         self._expected = model_configs.parse(self.text)
@@ -239,7 +251,8 @@ class _ConfigFile:
             raise ConfigError(
                 f"The version policy of model {self.model.name} serves "
                 f"{', '.join(map(str, sorted(served))) or 'nothing'} and not {version}; a label "
-                "needs a version that is served, so widen model_version_policy first"
+                "needs a version that is served, so widen model_version_policy first, or take its "
+                f"promotion back: rollback {self.model.name}"
             )
 
     def policy(self) -> str | None:
@@ -252,14 +265,22 @@ class _ConfigFile:
             self._entry.model_version_policy, as_one_line=True
         ).strip()
 
-    def set_policy(self, policy: str | None) -> None:
+    def policy_as_written(self) -> str | None:
+        """The field `model_version_policy { ... }` with all that stands in it, comments too."""
+        fields = self._policy_fields()
+        return self.text[fields[-1].start : fields[-1].end] if fields else None
+
+    def set_policy(self, field: str | None) -> None:
+        """Puts `field`, as `policy_as_written` gives it, in the place of the policy."""
         from google.protobuf import text_format
 
         self._entry.ClearField("model_version_policy")
-        if policy is not None:
-            text_format.Parse(policy, self._entry.model_version_policy)
-        old = [f for f in self._place().children if f.name == "model_version_policy"]
-        self._put(old, None if policy is None else f"model_version_policy {{ {policy} }}")
+        if field is not None:
+            text_format.Merge(field, self._entry)
+        self._put(self._policy_fields(), field)
+
+    def _policy_fields(self) -> list[Field]:
+        return [f for f in self._place().children if f.name == "model_version_policy"]
 
     def set_label(self, label: str, version: int | None) -> None:
         if version is None:

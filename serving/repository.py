@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING
 
 from serving import model_configs
 from serving.config import ConfigError, ModelConfig, ServerConfig, numbered_children
-from serving.errors import Code, ServingError, as_serving_error, invalid_argument
+from serving.errors import (
+    Code,
+    ServingError,
+    VersionRefused,
+    as_serving_error,
+    invalid_argument,
+)
 
 if TYPE_CHECKING:
     from serving.servable import Servable
@@ -250,7 +256,8 @@ class Repository:
     def wait_until_available(self) -> None:
         """Returns when every configured model is served; for as long as that takes.
 
-        Raises ServingError UNKNOWN when a load has failed for good, UNAVAILABLE after `stop`.
+        Raises ServingError UNKNOWN when a load has failed for good or was refused by the version
+        gate, UNAVAILABLE after `stop`.
         """
         self._wait_for([config.name for config in self._configs], "servable", None)
 
@@ -292,11 +299,15 @@ class Repository:
         return bool(model.newest(State.AVAILABLE) or self._failed_versions(model))
 
     def _failed_versions(self, model: Model) -> list[Version]:
-        """Its aspired versions, if none of them is served and all have failed for good."""
+        """Its aspired versions, if none is served and whoever waits need not hope for one."""
         versions = [model.versions[number] for number in model.aspired]
         if not model.is_configured or model.newest(State.AVAILABLE):
             return []
-        return versions if all(map(self._has_failed_for_good, versions)) else []
+        return versions if all(map(self._is_hopeless, versions)) else []
+
+    def _is_hopeless(self, version: Version) -> bool:
+        is_refused = version.state is State.END and isinstance(version.error, VersionRefused)
+        return is_refused or self._has_failed_for_good(version)
 
     def _has_failed_for_good(self, version: Version) -> bool:
         return (

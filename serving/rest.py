@@ -92,6 +92,7 @@ def create_app(
             Route("/healthz", partial(_healthz, service)),
             Route("/readyz", partial(_readyz, service)),
             *monitoring,
+            *(Route(path, _not_allowed, methods=VERBS) for path in ("/healthz", "/readyz")),
             Route("/{path:path}", partial(_api, service, config), methods=VERBS),
         ]
     )
@@ -114,6 +115,10 @@ async def _readyz(service: Service, request: Request) -> Response:
         "models": [{"name": m.name, "version": m.version, "state": m.state.name} for m in models],
     }
     return _json(200 if status == "ready" else 503, body)
+
+
+async def _not_allowed(request: Request) -> Response:
+    return Response(status_code=405, headers={"Allow": "GET, HEAD"})
 
 
 async def _metrics(request: Request) -> Response:
@@ -173,12 +178,14 @@ async def _answer(service: Service, config: ServerConfig, request: Request, path
             is_gzip="gzip" in request.headers.get("content-encoding", ""),
             timing=timing,
         )
-        with _counted(call):
-            if _is_for_the_loop(call, config):
-                content = await service.run_in_loop(_predict_in_loop, call, config)
-            else:
-                content = await service.run(_infer, call, config)
-        request.state.model_version = timing.version
+        try:
+            with _counted(call):
+                if _is_for_the_loop(call, config):
+                    content = await service.run_in_loop(_predict_in_loop, call, config)
+                else:
+                    content = await service.run(_infer, call, config)
+        finally:  # of an error too, once a version was found
+            request.state.model_version = timing.version
     elif match["metadata"]:
         content, request.state.model_version = await service.run(_metadata, name, version, label)
     else:

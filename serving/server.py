@@ -108,6 +108,7 @@ async def _serve(config: ServerConfig) -> bool:
             lifespan="off",
             log_config=None,
             access_log=False,
+            server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=CLOSING_SECONDS,
         )

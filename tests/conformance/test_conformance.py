@@ -136,6 +136,9 @@ def test_every_error_of_the_table_has_a_case_with_its_exact_text():
 def test_the_document_tells_how_many_there_are():
     text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
     assert f"\n{len(REST) + len(GRPC)} requests, REST and gRPC" in text
+    words = " ".join(text.split())
+    for row in ERRORS:
+        assert f" {row} {sum(row in case.rows for case in REST + GRPC)}" in words, row
 
 
 def test_the_embedded_server_conforms(embedded, folder):

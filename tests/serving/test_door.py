@@ -1,6 +1,7 @@
 """The door: who is let in, what is turned away and how, what an answer's headers tell."""
 
 import asyncio
+import hashlib
 import json
 import logging
 import subprocess
@@ -255,6 +256,34 @@ def test_a_caller_may_ask_so_often():
     asyncio.run(Same(app, Waiting(), door_config, rates=rates)(scope, receive, send))
     assert statuses == [200, 200, 429] and b"retry-after" in sent[-1]
     assert metrics.counter("/stepwise/serving/shed_requests") == before + 1
+
+
+def test_who_was_turned_away_stands_in_the_log(caplog, monkeypatch):
+    monkeypatch.setenv(API_KEYS, KEY)
+    with caplog.at_level(logging.INFO, logger="serving.access"):
+        assert ask(headers=[("x-api-key", "no such key")])[0] == 401
+        config = ServerConfig(rate_limit="1/minute")
+        rates = RateLimit.from_config(config)
+        for status in (200, 429):
+            found = ask(config=config, headers=[("x-api-key", KEY)], rates=rates)
+            assert found[0] == status
+    lines = [record.fields for record in caplog.records if record.name == "serving.access"]
+    assert [(line["status"], line["caller"]) for line in lines] == [
+        (401, ""),
+        (200, hashlib.sha256(KEY.encode()).hexdigest()[:8]),
+        (429, hashlib.sha256(KEY.encode()).hexdigest()[:8]),
+    ]
+    assert {line["address"] for line in lines} == {"10.0.0.1"}
+
+
+def test_a_scraper_reads_the_metrics_while_callers_are_held_back(tmp_path):
+    monitoring = tmp_path / "monitoring.config"
+    monitoring.write_text("prometheus_config { enable: true path: '/numbers' }")
+    config = ServerConfig(rate_limit="1/minute", monitoring_config_file=monitoring)
+    rates = RateLimit.from_config(config)
+    paths = ("/v1/x", "/numbers", "/v1/x", "/numbers")
+    statuses = [ask(config=config, rates=rates, path=path)[0] for path in paths]
+    assert statuses == [200, 200, 429, 200]
 
 
 async def slow(scope, receive, send):

@@ -10,7 +10,7 @@ from toy_exports import gate_model, scale_model, wait_until
 
 from serving import model_configs, servable
 from serving.config import ModelConfig, ServerConfig, VersionPolicy
-from serving.errors import Code, ServingError
+from serving.errors import Code, ServingError, VersionRefused
 from serving.repository import Repository, State
 from serving.rest import create_app
 from serving.server import _is_available
@@ -313,6 +313,20 @@ def test_the_start_waits_for_every_model_and_names_those_that_failed(tmp_path, s
         f"NOT_FOUND: OSError: SavedModel file does not exist at: {path}}}, }}"
     )
     assert version_of(repository) == 1
+
+
+def test_the_start_ends_at_once_when_the_gate_refuses_a_version(tmp_path, start):
+    put(tmp_path, "a", 1)
+
+    def refuse(name, version, path):
+        raise VersionRefused("has no manifest")
+
+    repository = start(load=refuse, models=(config_of(tmp_path),), max_num_load_retries=5)
+    message = refusal(Code.UNKNOWN, repository.wait_until_available)
+    assert message.startswith("1 servable(s) did not become available")
+    assert "FAILED_PRECONDITION: has no manifest" in message
+    [(_, state, error)] = repository.statuses("a")
+    assert state is State.END and "no manifest" in error.message
 
 
 def test_the_start_waits_for_a_model_without_a_version_until_it_is_stopped(tmp_path, start):

@@ -83,6 +83,11 @@ def test_a_label_stands_for_its_version_and_a_new_label_is_added_and_taken_away(
     assert "# promoted" not in file.read_text()
 
 
+def test_a_file_that_is_not_there_is_told_by_the_option_that_named_it(tmp_path, capsys):
+    assert run(tmp_path / "none.config", "promote", "sentiment", "7") == 1
+    assert "--config cannot be read" in capsys.readouterr().err
+
+
 def test_line_ends_stay_as_they_are(file):
     before = file.read_bytes().replace(b"\n", b"\r\n").rstrip()
     file.write_bytes(before)
@@ -120,14 +125,30 @@ def test_a_model_is_pinned_to_a_version_and_let_go(file, capsys):
     assert models(file)["sentiment"].policy.specific == (7,)
 
 
+def test_a_policy_comes_back_as_it_was_written(file):
+    policy = "model_version_policy {\n      all {}  # all of them\n    }"
+    text = file.read_text().replace("model_version_policy { latest { num_versions: 2 } }", policy)
+    file.write_text(text.replace('version_labels { key: "stable" value: 6 }', ""))
+    before = file.read_text()
+    assert run(file, "promote", "sentiment", "7") == 0
+    assert models(file)["sentiment"].policy.specific == (7,)
+    assert "all of them" not in file.read_text().partition("# promoted")[0]
+    assert run(file, "rollback", "sentiment") == 0
+    assert file.read_text() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (["promote", "other", "1"], "has no model 'other'; it has: sentiment, topics"),
         (["promote", "sentiment", "8", "--label=stable"], "has no version 8 of model sentiment"),
+        (["promote", "sentiment", "5", "--label=stable"], "promotion back: rollback sentiment"),
         (["promote", "sentiment", "5", "--label=stable"], "serves 6, 7 and not 5"),
         (["promote", "sentiment", "beta"], "neither a version nor a label"),
-        (["rollback", "sentiment", "stable"], "notes no promotion of the label stable"),
+        (
+            ["rollback", "sentiment", "stable"],
+            "python -m serving promote sentiment VERSION --label",
+        ),
         (["rollback", "topics"], "notes no promotion of the version policy"),
     ],
 )

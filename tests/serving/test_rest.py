@@ -10,8 +10,11 @@ import pytest
 from starlette.testclient import TestClient
 from toy_exports import MODELS
 
+from serving.config import ServerConfig
+from serving.door import Door
 from serving.repository import Readiness, State
 from serving.rest import create_app
+from serving.service import Service
 
 MIXED_ROW = {"words": "a", "counts": [1, 2], "is_loud": True}
 THREE_INPUTS = "counts,is_loud,words"
@@ -481,12 +484,26 @@ def test_metadata_shows_the_init_op_of_a_keras_style_export(rest):
     assert set(signatures) == {"serving_default", "__saved_model_init_op"}
 
 
+def test_an_error_tells_version_and_time_too(repository):
+    service = Service(repository)
+    with TestClient(Door(create_app(service), service, ServerConfig())) as client:
+        body = {"inputs": {"words": ["a", "b"], "counts": [[1, 2]], "is_loud": [True]}}
+        failed = client.post("/v1/models/mixed:predict", json=body)
+        unknown = client.post("/v1/models/nobody:predict", json=body)
+    assert failed.status_code == 400 and failed.headers["x-model-version"] == "3"
+    assert not failed.headers["server-timing"].startswith("parse;dur=0.000")
+    assert unknown.status_code == 404 and "x-model-version" not in unknown.headers
+
+
 def test_health_and_readiness(rest):
     assert rest.get("/healthz").status_code == 200
     response = rest.get("/readyz")
     assert response.status_code == 200
     assert response.json()["status"] == "ready"
     assert {"name": "mixed", "version": 3, "state": "AVAILABLE"} in response.json()["models"]
+    for path in ("/healthz", "/readyz"):
+        refused = rest.post(path)
+        assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
 
 
 @pytest.mark.parametrize(
