@@ -167,8 +167,6 @@ async def _read(writer: Writer, asked: Asked) -> list[tuple[int, ...]]:
             read = next(found)
             tokens, size = read.tokens, read.num_tokens
         else:
-            if any(token < 1 for token in prompt):
-                raise InvalidField(field, "of tokens of the model, which begin at 1", min(prompt))
             tokens, size = prompt, len(prompt)
         if asked.truncate is not None:
             kept = most
@@ -292,6 +290,11 @@ async def merged(
 
     Raises the first error of any of them.
     """
+    if len(streams) == 1:  # most requests want one answer, and need no tasks
+        async with contextlib.aclosing(streams[0]) as pieces:
+            async for only in pieces:
+                yield 0, only
+        return
     queue: asyncio.Queue[tuple[int, Piece | BaseException | None]] = asyncio.Queue(1)
 
     async def pump(number: int, stream: AsyncGenerator[Piece, None]) -> None:

@@ -166,6 +166,7 @@ def chat(body: Any, config: ServerConfig) -> Asked:
     settings["logprobs"] = (top or 0) if has_logprobs else None
     text = _template(fields.take("messages"))
     _check_length("messages", text, config)
+    text = _valid(text)
     return _asked(
         fields,
         config,
@@ -303,8 +304,11 @@ class _Fields:
         for one in value:
             if isinstance(one, str):
                 _check_length(name, one, config)
-                prompts.append(one)
+                prompts.append(_valid(one))
             elif _is_tokens(one):
+                for token in one:
+                    if not 1 <= token < 2**31:
+                        raise InvalidField(name, "of tokens of the model, which begin at 1", token)
                 prompts.append(tuple(one))
             else:
                 raise InvalidField(name, "of strings or of lists of tokens", _short(one))
@@ -353,6 +357,11 @@ def _content(field: str, content: Any) -> str:
             raise InvalidField(field, "parts with a text", _short(part))
         texts.append(part["text"])
     return "".join(texts)
+
+
+def _valid(text: str) -> str:
+    """The text with a ? for each byte that was no UTF-8; they came as lone surrogates."""
+    return text.encode(errors="replace").decode()
 
 
 def _is_tokens(value: Any) -> bool:

@@ -14,6 +14,7 @@ from openai_server import repository_of, serving
 from toy_exports import classifier_model, generator_model, wait_until
 from toy_writer import CONTEXT, TAIL, answer_of, tokens_of, writer_model
 
+from serving import openai_requests
 from serving.client import AsyncClient, Client, InvalidRequest, Part, ServerFailed
 from serving.config import ServerConfig
 from serving.openai import shown
@@ -447,6 +448,48 @@ def test_a_prompt_that_is_too_long(client, server):
 def test_bodies_that_are_no_request(server, body, words):
     response = httpx.post(f"{server.url}/v1/completions", content=body)
     assert response.status_code == 400 and words in response.json()["error"]["message"]
+
+
+JUNK = [
+    *(0, -1, 3, 2**31, 2**63, 10**30, 1.5, 1e308, True, False, "", "a", "\\ud800", [], [[]]),
+    *([0], [-5], [2**40], ["a", 1], [None], {}, {"a": [{}]}, [{"role": "user", "content": []}]),
+    *("NaN", "1e999"),
+]
+
+
+@pytest.mark.parametrize("path", ["completions", "chat/completions", "embeddings"])
+def test_no_body_is_a_fault_of_ours(embedded, path):
+    """Every field with every kind of nonsense: an answer, or an error of the caller's."""
+    known = {
+        "completions": openai_requests.OF_COMPLETIONS,
+        "chat/completions": openai_requests.OF_CHAT,
+        "embeddings": openai_requests.OF_EMBEDDINGS,
+    }[path]
+    good = {
+        "completions": {"prompt": "a", "max_tokens": 2},
+        "chat/completions": {"messages": MESSAGES, "max_tokens": 2},
+        "embeddings": {"input": "a"},
+    }[path] | {"model": "writer"}
+    statuses = set()
+    with httpx.Client() as client:
+        for field in [*sorted(known), *openai_requests.LACKING, "other"]:
+            for junk in JUNK:
+                value = junk if junk in ("NaN", "1e999") else json.dumps(junk)
+                rest = json.dumps({name: x for name, x in good.items() if name != field})
+                body = f'{{"{field}": {value}, {rest[1:]}'.replace("\\\\ud8", "\\ud8")
+                response = client.post(f"{embedded.url}/v1/{path}", content=body.encode())
+                statuses.add(response.status_code)
+                assert response.status_code in (200, 400, 404), (body, response.text)
+                if response.status_code != 200:
+                    error = response.json()["error"]
+                    assert error["type"] == "invalid_request_error" and error["message"], body
+    assert statuses == {200, 400, 404}
+
+
+def test_bytes_that_are_no_utf8_are_replaced(server):
+    body = b'{"model": "writer", "prompt": "a\xffb", "echo": true, "max_tokens": 0}'
+    answer = httpx.post(f"{server.url}/v1/completions", content=body).json()
+    assert answer["choices"][0]["text"] == "a?b"
 
 
 def test_the_door_speaks_openais_form_here_alone(models, monkeypatch):
