@@ -161,3 +161,29 @@ def test_what_is_no_preset_is_refused(tmp_path, bert, gpt2):
         network(gpt2, tokenizer_of(gpt2), PresetGeneratorConfig(context_length=33))
     with pytest.raises(ValueError, match="is no CausalLM"):
         network(bert, tokenizer_of(bert), PresetGeneratorConfig(context_length=16))
+
+
+def test_a_text_is_written_in_pieces_though_nobody_tells_its_bytes(gpt2):
+    """As `serving/next_tokens.py` does where an export has no bytes of tokens."""
+    from model import endpoints, signatures
+    from serving.writing import Assembler, Request, differences
+
+    tokenizer = tokenizer_of(gpt2, max_tokens=None)
+    text = "the films 电影 🦊 end"
+    (tokens,) = tokenizer(tf.constant([text])).to_list()
+    rows = tf.constant([tokens] * len(tokens), tf.int32)
+    told = endpoints.detokenize(tokenizer, rows, tf.range(1, len(tokens) + 1))
+    assert signatures.TEXT_BYTES not in told
+    texts = [whole.decode() for whole in told[signatures.TEXT].numpy()]
+    assert texts[-1] == text and len(tokens) > 20
+    for size in (1, 3, len(tokens)):
+        assembler = Assembler(Request(prompt="", max_tokens=99), num_prompt_tokens=0)
+        written = ""
+        for start in range(0, len(tokens), size):
+            some = slice(start, start + size)
+            is_end = start + size >= len(tokens)
+            spelled = differences(written, texts[some], is_end=is_end)
+            reason = "stop" if is_end else None
+            written += assembler.add(tokens[some], spelled, finish_reason=reason).text
+            assert written == text[: len(written)]
+        assert written == text
