@@ -120,8 +120,10 @@ def _parts(options: argparse.Namespace, prompt: str, settings: dict[str, Any]) -
 
 def _by_server(url: str, model: str, prompt: str, settings: dict[str, Any]) -> Parts:
     """Of a server the tokens are told at the end, so until then they are not counted."""
-    from serving.client import Client, ClientError
-
+    try:
+        from serving.client import Client, ClientError
+    except ImportError as error:
+        raise ConfigError("--url needs httpx; install it with: pip install httpx") from error
     try:
         with Client(url) as client:
             for part in client.write(model, prompt, **settings):

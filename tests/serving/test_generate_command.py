@@ -100,3 +100,9 @@ def test_help_says_what_there_is(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["generate", "--help"])
     assert caught.value.code == 0 and "--url" in capsys.readouterr().out
+
+
+def test_a_machine_without_httpx_is_told_what_to_install(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "serving.client", None)
+    code, _, told = run("writer", "a", "--url", "http://127.0.0.1:9")
+    assert code == 1 and told == "--url needs httpx; install it with: pip install httpx.\n"
