@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -67,7 +68,7 @@ class Ours:
         self.parameters = self.model.count_params()
         if setting["weights"] != "float32":
             store(self.model, setting["weights"])
-        self.compiled, self.functions = setting["way"] == "xla", {}
+        self.compiled, self.functions = setting["way"] == "XLA", {}
 
     def run(self, order: dict) -> dict:
         tf, shape = self.tf, (order["batch"], order["prompt"])
@@ -158,12 +159,12 @@ class Process:
 def ways(options) -> dict:
     size = SIZES[options.size]
 
-    def ours(way, weights):
+    def ours(way, weights, num_threads):
         setting = json.dumps({"size": size, "way": way, "weights": weights})
         # oneDNN's kernels are slower on products of few rows.
         return lambda: Process(
             [sys.executable, __file__, "--serve", setting],
-            TF_NUM_INTRAOP_THREADS=str(options.threads),
+            TF_NUM_INTRAOP_THREADS=str(num_threads),
             TF_ENABLE_ONEDNN_OPTS=str(int(options.onednn)),
         )
 
@@ -173,15 +174,15 @@ def ways(options) -> dict:
         return lambda: Process([options.torch_python, script, json.dumps(setting)])
 
     found = {}
-    for weights in options.weights:
+    counts = {n: f"{n} thread{'s' * (n > 1)}" for n in range(1, options.threads + 1)}
+    for weights, way in itertools.product(options.weights, ("XLA", "portable")):
         stored = "" if weights == "float32" else f", {weights}"
-        found[f"Stepwise XLA{stored}"] = ours("xla", weights)
-        found[f"Stepwise portable{stored}"] = ours("portable", weights)
+        for n, count in counts.items():
+            found[f"Stepwise {way}{stored}, {count}"] = ours(way, weights, n)
     if options.torch_python:
         for precision in ("float32", "bfloat16"):
-            for threads in range(1, options.threads + 1):
-                name = f"Hugging Face, {precision}, {threads} thread{'s' * (threads > 1)}"
-                found[name] = peer("hf", precision, threads)
+            for n, count in counts.items():
+                found[f"Hugging Face, {precision}, {count}"] = peer("hf", precision, n)
         found["without cache (nanoGPT), float32"] = peer("plain", "float32", options.threads)
     wanted = options.ways or [""]
     return {name: way for name, way in found.items() if any(word in name for word in wanted)}
@@ -244,7 +245,7 @@ def report(options, batch, mode, steps, first, peers, rates, parameters, new, si
     medians = {name: float(np.median(found)) for name, found in steps.items()}
     best = min((medians[name] for name in peers), default=None)
     least = 1000 * limit_of(size, parameters, batch, new, rates) if rates else None
-    what = f"{options.size}, batch {batch}, {mode}, {options.threads} threads"
+    what = f"{options.size}, batch {batch}, {mode}"
     columns = "ms a step | quartiles | tokens a second | over Hugging Face | of the limit"
     print(f"\n| {what} | {columns} | first call, s |")
     print("|---|---|---|---|---|---|---|")
