@@ -41,12 +41,11 @@ def page() -> None:
             submitted = st.form_submit_button(
                 say("generate.run"), type="primary", key="generate.submit", help=say("shortcut")
             )
-        place = st.container()
+        box = st.empty()  # for a text that is written and for one that is there, never both
         parts.examples(PAGE, PAGE)
-    with place:
-        if (submitted or parts.example_clicked(PAGE)) and model:
-            _write(model, prompt, options)
-        _show(st.session_state.get("generate.answer"))
+    if (submitted or parts.example_clicked(PAGE)) and model:
+        _write(box, model, prompt, options)
+    _show(box, st.session_state.get("generate.answer"))
 
 
 def _settings() -> dict[str, float]:
@@ -70,20 +69,19 @@ def _settings() -> dict[str, float]:
     }
 
 
-def _write(model: ModelInfo, prompt: str, options: dict[str, float]) -> None:
-    """Shows the text as it comes, and keeps it. The button ends this run of the script, as every
-    click does, and what is there by then stays."""
+def _write(box: Any, model: ModelInfo, prompt: str, options: dict[str, float]) -> None:
+    """Shows the text in `box` as it comes, and keeps it. The button ends this run of the script,
+    as every click does, and what is there by then stays."""
     if not prompt.strip():
         st.session_state["generate.answer"] = backend.Failure("error.empty_prompt")
         return
-    place = st.empty()
     drawn = 0.0
     try:
-        with place.container(border=True, gap="xsmall"):
-            told, text = st.empty(), st.empty()
+        with box.container(border=True, gap="xsmall"):
+            # In the places of `_show`: the browser takes one for the other, element by element.
+            text = st.empty()
+            literal.caption(say("generate.running"))
             st.button(say("generate.stop"), key="generate.stop", icon=":material/stop_circle:")
-            with told:
-                literal.caption(say("generate.running"))
             with contextlib.closing(backend.write(model, prompt, options)) as stories:
                 for story in stories:
                     st.session_state["generate.answer"] = story
@@ -93,21 +91,21 @@ def _write(model: ModelInfo, prompt: str, options: dict[str, float]) -> None:
                             literal.story(story.prompt, story.text)
     except Exception as error:  # every failure is a sentence; the unexpected ones are logged
         st.session_state["generate.answer"] = backend.explain(error, model.name)
-    place.empty()
 
 
-def _show(outcome: backend.Story | backend.Failure | None) -> None:
+def _show(box: Any, outcome: backend.Story | backend.Failure | None) -> None:
     if outcome is None:
         return
     if isinstance(outcome, backend.Failure):
-        literal.failure(outcome)
+        with box.container():
+            literal.failure(outcome)
         return
-    with st.container(border=True, gap="xsmall"):
+    with box.container(border=True, gap="xsmall"):
         literal.story(outcome.prompt, outcome.text)
-        if not outcome.text and outcome.finish_reason:
-            literal.notice("info", say("generate.empty"))
         literal.caption(_ending(outcome))
         parts.footer(outcome)
+        if not outcome.text and outcome.finish_reason:
+            literal.notice("info", say("generate.empty"))
 
 
 def _ending(story: backend.Story) -> str:
