@@ -1,7 +1,6 @@
 """Weights in fewer bytes: the matrices within half a step, the texts and scores nearly the same."""
 
-import json
-
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,7 +11,6 @@ from model.config import RecurrentLanguageModelConfig
 from model.stored import Stored, held, store
 from serving import servable
 from tests.tiny_writer import tiny_writer as make_writer
-from training.export import export_learner
 
 TEXTS = ["the quick brown fox", "abc", "猫在睡觉。"]
 
@@ -50,21 +48,24 @@ def test_scores_stay_near_and_no_matrix_is_left_in_float32(kind, tiny_writer):
     assert learner.sizes[s.NUM_PARAMETERS] == tiny_writer.sizes[s.NUM_PARAMETERS]
 
 
-def test_an_export_of_int8_is_smaller_and_serves_nearly_the_same(writer_exports, tmp_path):
-    learner = make_writer()
-    learner.store_weights("int8")
-    path = export_learner(learner, tmp_path)
-    manifest = json.loads((path / s.MANIFEST_FILE).read_text())
-    assert manifest[s.WEIGHTS] == "int8"
-    plain = writer_exports / "writer" / "1"
-    weights = "variables/variables.data-00000-of-00001"
-    assert (path / weights).stat().st_size < 0.5 * (plain / weights).stat().st_size
-    found = []
-    for folder in (plain, path):
+def test_a_session_restores_int8_in_fewer_bytes_and_answers_nearly_the_same(tiny_writer, tmp_path):
+    """One signature is enough: an export asks for its own golden answers of all of them."""
+    rounded = make_writer()
+    rounded.store_weights("int8")
+    assert rounded.sizes[s.WEIGHTS] == "int8"
+    texts = np.array([text.encode() for text in TEXTS], object)
+    sizes, found = [], []
+    for i, learner in enumerate((tiny_writer, rounded)):
+        embed, folder = learner.endpoints[s.EMBED], tmp_path / str(i)
+        archive = keras.export.ExportArchive()
+        archive.track(learner.tokenizer)
+        archive.add_endpoint(s.SERVING_DEFAULT, embed, embed.input_signature)
+        archive.write_out(str(folder), verbose=False)
+        sizes.append((folder / "variables" / "variables.data-00000-of-00001").stat().st_size)
         served = servable.load("writer", 1, folder)
-        texts = np.array([text.encode() for text in TEXTS], object)
-        found.append(served.run(s.EMBED, {s.TEXT: texts})[s.EMBEDDING])
+        found.append(served.run(s.SERVING_DEFAULT, {s.TEXT: texts})[s.EMBEDDING])
         served.close()
+    assert sizes[1] < 0.5 * sizes[0]
     cosines = (found[0] * found[1]).sum(axis=1)
     assert (cosines > 0.98).all() and (cosines < 1 - 1e-7).any()
 
