@@ -209,6 +209,9 @@ class ServerConfig:
     generation_slots: int = _option(
         16, "texts that one language model writes at once; 0: no engine, by its signatures alone"
     )
+    wait_for_engine: bool = _option(
+        False, "serve a language model only once its engine is compiled, not by its signatures"
+    )
     generation_steps: int = _option(8, "tokens at most in one call of the engine")
     generation_chunk_tokens: int = _option(64, "of prompts that the engine reads in one step")
     prefix_cache_bytes: int = _option(

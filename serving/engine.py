@@ -276,14 +276,24 @@ class Engine(ModelText):
                     self._left += [stream for stream, _ in pieces]
 
 
-def engine_for(servable: Runs, path: Path, config: ServerConfig) -> Engine:
-    """The engine of a loaded version, compiled and warm, with the server's settings."""
+def engine_for(
+    servable: Runs, path: Path, config: ServerConfig, check: Callable[[], None] = lambda: None
+) -> Engine:
+    """The engine of a loaded version, compiled and warm, with the server's settings.
+
+    `check` is called every few seconds and ends it by what it raises.
+    """
+
+    def progress(text: str) -> None:
+        check()
+        log.info("Model %s: %s", servable.name, text)
+
     decoder = Decoder(
         path,
         num_slots=config.generation_slots,
         max_steps=config.generation_steps,
         chunk=config.generation_chunk_tokens,
-        progress=lambda text: log.info("Model %s: %s", servable.name, text),
+        progress=progress,
     )
     return Engine(
         servable,

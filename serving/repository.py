@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.1
+COMPILING = "compiling-"  # how threads are named that make an engine: they cannot be stopped
 INITIAL_LOADS = 4 * (os.cpu_count() or 1)  # at once, until the first models are there
 
 

@@ -6,6 +6,7 @@ TensorFlow 1 too, and it gives the signatures as they were written.
 
 import functools
 import itertools
+import logging
 import math
 import threading
 import time
@@ -35,8 +36,11 @@ from serving.codec import Arrays, tensor_from_proto, type_name
 from serving.config import ConfigError, ServerConfig
 from serving.engine import Engine, engine_for
 from serving.errors import Code, ServingError, invalid_argument
+from serving.repository import COMPILING
 from serving.timing import Timing
 from serving.warmup import warm_up
+
+log = logging.getLogger(__name__)
 
 MAX_CALLS = 256  # distinct sets of outputs asked for, per version
 MAX_TIMEOUT_MS = 2**31 - 1  # three weeks
@@ -44,6 +48,10 @@ SMALL_MODEL = 64 * 1024 * 1024  # bytes of weights
 BATCHING_FILE = "batching_params.pbtxt"  # in a version's folder, where each has its own
 
 Loader = Callable[[str, int, Path], "Servable"]
+
+
+class _NotWanted(Exception):
+    """The servable was closed before its writer was made."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +85,13 @@ class Servable:
         self.name = name
         self.version = version
         self.signatures = signatures
-        self.writer: Engine | None = None  # of a network that writes by more than its signatures
+        self.writer: Engine | None = None  # until there is one, a network writes by its signatures
         self.shared: dict[str, Any] = {}  # what callers keep for as long as this version is there
         self._session = session
         self._users = 0
         self._users_lock = threading.Lock()
+        self._writer_lock = threading.Lock()  # held to set `writer` or to close
+        self._is_closed = False
         self._call = functools.lru_cache(maxsize=MAX_CALLS)(self._make_call)
         self._batcher = Batcher(*batching, self._run_session) if batching else None
 
@@ -98,9 +108,39 @@ class Servable:
         return self._users == 0
 
     def close(self) -> None:
+        with self._writer_lock:
+            self._is_closed = True
         if self.writer:
             self.writer.close()
         self._session.close()
+
+    def make_writer(self, make: Callable[[Callable[[], None]], Engine]) -> threading.Thread:
+        """Gives it the writer that `make` compiles, in a thread beside; returns that.
+
+        A failure is logged, and the network goes on by its signatures. `make` calls what it is
+        given now and then: it raises once the servable is closed, and nobody wants a writer.
+        """
+
+        def check() -> None:
+            if self._is_closed:
+                raise _NotWanted
+
+        def work() -> None:
+            try:
+                writer = make(check)
+                with self._writer_lock:
+                    if not self._is_closed:
+                        self.writer = writer
+                        return
+                writer.close()
+            except Exception:
+                if not self._is_closed:
+                    text = "Model %s version %d has no engine and writes by its signatures"
+                    log.exception(text, self.name, self.version)
+
+        thread = threading.Thread(target=work, name=f"{COMPILING}{self.name}", daemon=True)
+        thread.start()
+        return thread
 
     def run(
         self,
@@ -215,7 +255,9 @@ def loader(config: ServerConfig) -> Loader:
             if manifest:
                 gate.check_golden(servable, manifest)
             if config.generation_slots and DECODE in servable.signatures:
-                servable.writer = engine_for(servable, path, config)
+                making = servable.make_writer(functools.partial(engine_for, servable, path, config))
+                if config.wait_for_engine:
+                    making.join()
         except BaseException:
             servable.close()
             raise

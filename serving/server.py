@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import signal
+import threading
 from collections.abc import Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ async def _serve(config: ServerConfig) -> bool:
     from serving.grpc_server import GrpcServer
     from serving.http_protocol import protocol_with
     from serving.rates import RateLimit
+    from serving.repository import COMPILING
     from serving.rest import create_app
     from serving.service import Service, num_threads
     from serving.telemetry import Tracer
@@ -135,7 +137,8 @@ async def _serve(config: ServerConfig) -> bool:
     if tracer:
         await asyncio.to_thread(tracer.close)
     log.info("Stopped")
-    return has_stopped and not num_unfinished
+    is_compiling = any(thread.name.startswith(COMPILING) for thread in threading.enumerate())
+    return has_stopped and not num_unfinished and not is_compiling
 
 
 def _repository(config: ServerConfig) -> Any:

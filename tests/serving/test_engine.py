@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ SETTINGS = ServerConfig(
     generation_chunk_tokens=8,
     max_waiting_requests=40,
     enable_model_warmup=False,
+    wait_for_engine=True,
 )
 
 
@@ -213,6 +216,57 @@ def test_tokens_that_no_vocabulary_has_are_read_as_unknown(engine, loaded):
         NextTokensWriter(loaded), Request(prompt=(7, 1, 1, 8), max_tokens=6, temperature=0.0)
     )
     assert text_of(pieces) == text_of(expected)
+
+
+def test_a_version_writes_by_its_signatures_until_its_engine_is_there(loaded, monkeypatch):
+    """`loaded` has one already, which stands in for what a thread beside makes."""
+    monkeypatch.setattr(loaded, "writer", None)
+    may_end = threading.Event()
+
+    def make(check):
+        may_end.wait(10)
+        return engine
+
+    engine = object()
+    thread = loaded.make_writer(make)
+    assert loaded.writer is None
+    may_end.set()
+    thread.join(10)
+    assert loaded.writer is engine
+
+    def fail(check):
+        raise RuntimeError("no such shape")
+
+    loaded.writer = None
+    loaded.make_writer(fail).join(10)
+    assert loaded.writer is None
+
+
+def test_an_engine_that_nobody_wants_any_more_is_not_made():
+    closed, made = [], []
+
+    class Late:
+        def close(self):
+            closed.append(True)
+
+    one = servable.Servable("writer", 1, SimpleNamespace(close=lambda: None), {})
+    going = threading.Event()
+
+    def ask(check):
+        going.wait(10)
+        check()
+        made.append(True)
+
+    def ask_nobody(check):
+        going.wait(10)
+        return Late()
+
+    threads = [one.make_writer(make) for make in (ask, ask_nobody)]
+    one.close()
+    going.set()
+    for thread in threads:
+        thread.join(10)
+    assert (made, closed, one.writer) == ([], [True], None)
 
 
 def test_closing_while_texts_are_written_ends_them(loaded, engine):
