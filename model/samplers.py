@@ -39,13 +39,13 @@ def uniforms(seed: tf.Tensor, count: int) -> tf.Tensor:
     in any batch and any process.
     """
 
-    def row(one):
-        return tf.random.stateless_uniform(
-            [count], tf.stack([one, 0]), alg=tf.random.Algorithm.PHILOX
-        )
-
     signature = tf.TensorSpec([count], tf.float32)
-    return tf.map_fn(row, seed, fn_output_signature=signature)
+    return tf.map_fn(lambda one: uniforms_of(one, count), seed, fn_output_signature=signature)
+
+
+def uniforms_of(seed: tf.Tensor, count: int) -> tf.Tensor:
+    """The row of `uniforms` of one seed, int32 (): float32 (count,)."""
+    return tf.random.stateless_uniform([count], tf.stack([seed, 0]), alg=tf.random.Algorithm.PHILOX)
 
 
 def sample(

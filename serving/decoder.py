@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from model import signatures as s
-from model.samplers import Options, penalized, sample, uniforms
+from model.samplers import Options, penalized, sample, uniforms_of
 from model.tokenizers import END
 from serving.writing import Request
 
@@ -91,7 +91,8 @@ class Decoder:
         self.bytes_per_token = sum(
             spec.shape[1] * spec.shape[3] * spec.dtype.size for spec in self._specs
         )
-        self.batch_sizes = sizes_up_to(num_slots, 1, num_slots.bit_length() + 1)
+        sizes = sizes_up_to(num_slots, 1, num_slots.bit_length() + 1)
+        self.batch_sizes = [size for size in sizes if size != 2 or num_slots == 2]  # 4 is as good
         self.lengths = sizes_up_to(self.context_length, LEAST_SLOTS, NUM_LENGTHS)
         self.read_sizes = sizes_up_to(min(chunk, self.context_length), 16, READ_SIZES, factor=4)
         self._cache = [
@@ -172,8 +173,8 @@ class Decoder:
             request.frequency_penalty,
         )
         if request.temperature > 0:
-            draws = self._uniforms(tf.constant([request.seed]))
-            self._draws[row, : self.context_length] = draws.numpy()[0]
+            draws = uniforms_of(tf.constant(request.seed), self.context_length)
+            self._draws[row, : self.context_length] = draws.numpy()
         self._num_written[row] = count - num_prompt
         self._wants_logprobs[row] = request.logprobs is not None
 
@@ -185,7 +186,7 @@ class Decoder:
     def take(self, row: int) -> Staged:
         """What a row has left in the cache, to be `put` into one again."""
         slots = rounded(int(self._whole[row, _LENGTH]) + 1, self.lengths)
-        return tuple(self._take(tf.constant(row), tf.constant(slots)))
+        return tuple(variable.read_value()[row : row + 1, :, :slots] for variable in self._cache)
 
     def reset(self) -> None:
         """Forgets all rows, as after a call that failed halfway."""
@@ -254,7 +255,10 @@ class Decoder:
         """Gives the cache room for so many rows and tokens, and takes what is more."""
         size = rounded(num_rows, self.batch_sizes), rounded(num_tokens, self.lengths)
         if size != self._size:
-            self._reshape(tf.constant(size[0]), tf.constant(size[1]))
+            for variable in self._cache:
+                kept = variable.read_value()[: size[0], :, : size[1]]
+                more = [size[0] - kept.shape[0], size[1] - kept.shape[2]]
+                variable.assign(tf.pad(kept, [[0, more[0]], [0, 0], [0, more[1]], [0, 0]]))
             self._size = size
         return size
 
@@ -272,27 +276,40 @@ class Decoder:
                 tf.TensorSpec([], ints),
                 tf.TensorSpec([], tf.bool),
             ],
+            autograph=False,
             jit_compile=True,
         )
         staged = [
             tf.TensorSpec([1, spec.shape[1], None, spec.shape[3]], spec.dtype)
             for spec in self._specs
         ]
-        row = tf.TensorSpec([], ints)
         one = tf.TensorSpec([1], ints)
         self._read = tf.function(
             self._read_chunk,
             input_signature=[tf.TensorSpec([1, None], ints), one, one, *staged],
+            autograph=False,
             jit_compile=True,
         )
-        # Copies alone, of any shape: not worth a compilation for each.
-        self._put = tf.function(self._put_row, input_signature=[row, *staged])
-        self._move = tf.function(self._move_row, input_signature=[row, row])
-        self._take = tf.function(self._take_row, input_signature=[row, row])
-        self._reshape = tf.function(self._reshape_cache, input_signature=[row, row])
-        self._uniforms = tf.function(
-            lambda seed: uniforms(seed, self.context_length), input_signature=[one]
+        # Compiled, too: any other op after a compiled one copies all of a variable first, and a
+        # thread that calls eight ops in turn waits eight times for the one of the event loop.
+        row = tf.TensorSpec([], ints)
+        self._put = tf.function(
+            self._put_row, input_signature=[row, *staged], autograph=False, jit_compile=True
         )
+        self._move = tf.function(
+            self._move_row, input_signature=[row, row], autograph=False, jit_compile=True
+        )
+
+    def _put_row(self, row, *staged):  # type: ignore[no-untyped-def]
+        for variable, tensor in zip(self._cache, staged, strict=True):
+            more = tf.shape(variable)[2] - tf.shape(tensor)[2]
+            tensor = tf.pad(tensor, [[0, 0], [0, 0], [0, more], [0, 0]])
+            variable.assign(tf.tensor_scatter_nd_update(variable, row[None, None], tensor))
+
+    def _move_row(self, source, target):  # type: ignore[no-untyped-def]
+        for variable in self._cache:
+            row = variable.read_value()[source][None]
+            variable.assign(tf.tensor_scatter_nd_update(variable, target[None, None], row))
 
     def _read_chunk(self, tokens, num_tokens, position, *staged):  # type: ignore[no-untyped-def]
         return self._decoded(tokens, num_tokens, position, staged)[1]
@@ -376,24 +393,6 @@ class Decoder:
         tokens, *notes = outputs
         return step, tokens, num_tokens, hit_end, *notes
 
-    def _put_row(self, row, *staged):  # type: ignore[no-untyped-def]
-        for variable, tensor in zip(self._cache, staged, strict=True):
-            slots = tf.minimum(tf.shape(tensor)[2], tf.shape(variable)[2])
-            variable[row, :, :slots].assign(tensor[0, :, :slots])
-
-    def _move_row(self, source, target):  # type: ignore[no-untyped-def]
-        for variable in self._cache:
-            variable[target].assign(variable[source])
-
-    def _take_row(self, row, slots):  # type: ignore[no-untyped-def]
-        return [variable[row : row + 1, :, :slots] for variable in self._cache]
-
-    def _reshape_cache(self, num_rows, num_slots):  # type: ignore[no-untyped-def]
-        for variable in self._cache:
-            kept = variable[:num_rows, :, :num_slots]
-            more = [num_rows - tf.shape(kept)[0], num_slots - tf.shape(kept)[2]]
-            variable.assign(tf.pad(kept, [[0, more[0]], [0, 0], [0, more[1]], [0, 0]]))
-
     def _compile(self, progress: Callable[[str], None], start: float) -> None:
         reads = [(T, S) for S in self.lengths for T in self.read_sizes if T <= S]
         writes = [(B, S) for S in self.lengths for B in self.batch_sizes]
@@ -402,6 +401,8 @@ class Decoder:
             f"compiling {len(reads) + len(writes)} shapes of its steps"
         )
         start = time.perf_counter()
+        for function in (self._step, self._read, self._put, self._move):
+            function.get_concrete_function()  # in a fixed order: names are a part of XLA's keys
 
         def compile_reads() -> None:
             for T, S in reads:
@@ -418,6 +419,9 @@ class Decoder:
                     tf.constant(1),
                     tf.constant(False),
                 )
+                self.move(0, 0)
+                for slots in self.lengths[: self.lengths.index(S) + 1]:
+                    self._put(tf.constant(0), *self.empty(slots))
                 if (i + 1) % len(self.batch_sizes) == 0:
                     progress(
                         f"{i + 1} of {len(writes)} shapes of writing compiled, "
@@ -427,7 +431,6 @@ class Decoder:
         progress(f"ready to write, {time.perf_counter() - start:.1f} s")
         self.put(0, self.empty(1), Request(prompt="", temperature=1.0), [0], num_prompt=1, left=1)
         self.take(0)
-        self.move(0, 0)
         self.reset()
 
 

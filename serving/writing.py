@@ -161,7 +161,8 @@ class Spelling:
 
     def learn(self, tokens: Iterable[int]) -> None:
         """Asks for all that are not known, so that they are there when they are wanted."""
-        new = sorted(set(tokens) - self._known.keys())
+        # Not a difference of sets, which would go through all that is known at every token.
+        new = sorted({token for token in tokens if token not in self._known})
         if new:
             rows = np.array(new, np.int32)[:, None]
             spelled = self._detokenize(rows, np.ones(len(new), np.int32))

@@ -1,0 +1,498 @@
+"""Many callers, one language model: python benchmarks/serve_generation.py [SIZE] [--parts P,...]
+
+64 requests of mixed lengths (prompts of 4 to 61 tokens, answers of 16 to 128, drawn at temperature
+0.8, top-k 40, top-p 0.95), all at once or as a seeded Poisson process, through the same weights:
+
+* the engine of `python -m serving` with 16 slots, in this process;
+* one at a time: `serving_default` of the export in a session, as a stock server runs it;
+* static batches of 8, compiled: the same XLA steps, but whoever waits is taken together, up to 8,
+  prompts padded to 64 and read in one call, and all answers come when the last of them is done.
+
+Weights are random. SIZE is tiny (4 x 128) or small (6 x 384), of 8,192 tokens. Parts: `load`
+(throughput, first tokens, gaps, cancelling, memory), `steps` (what a call costs), `http` (a server
+process, its start and the same requests as streams over HTTP). Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import httpx
+import numpy as np
+import tensorflow as tf
+
+from model import signatures as s
+from model.config import ByteBPETokenizerConfig, TransformerDecoderConfig
+from model.tokenizers import BEGIN
+from serving import servable
+from serving.decoder import Decoder
+from serving.engine import Engine
+from serving.sockets import url_host
+from serving.writing import Request
+from training.config import RunConfig
+from training.datasets.config import DatasetConfig
+from training.datasets.examples import TextData
+from training.export import export_learner
+from training.language_model import LanguageModel
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = {"tiny": (4, 4, 128, 256), "small": (6, 6, 384, 512)}  # layers, heads, width, context
+NUM_REQUESTS, NUM_SLOTS, STATIC_ROWS, LONGEST_PROMPT = 64, 16, 8, 64
+ROUNDS = 3
+
+
+def make_export(size: str, folder: Path) -> Path:
+    layers, heads, width, context = SIZES[size]
+    generator = random.Random(0)
+    words = ["".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(12_000)]
+    texts = [" ".join(words)] * 3
+    config = RunConfig(
+        name=size,
+        dataset=DatasetConfig(name="starter_stories"),
+        tokenizer=ByteBPETokenizerConfig(vocabulary_size=8192),
+        model=TransformerDecoderConfig(
+            num_layers=layers,
+            num_heads=heads,
+            width=width,
+            inner_width=4 * width,
+            context_length=context,
+            dropout=0.0,
+        ),
+    )
+    data = TextData(train=texts, validation=texts, test=texts)
+    return export_learner(LanguageModel.create(config, data), folder)
+
+
+def requests() -> list[Request]:
+    generator = random.Random(0)
+    made = []
+    for seed in range(NUM_REQUESTS):
+        length = min(max(int(generator.lognormvariate(2.9, 0.6)), 4), LONGEST_PROMPT - 3)
+        made.append(
+            Request(
+                prompt=tuple(generator.randrange(4, 8192) for _ in range(length)),
+                max_tokens=generator.randint(16, 128),
+                temperature=0.8,
+                top_k=40,
+                top_p=0.95,
+                seed=seed,
+            )
+        )
+    return made
+
+
+class Timeline:
+    """When each request came, when its first piece did, and its gaps; seconds."""
+
+    def __init__(self) -> None:
+        self.first: list[float] = []
+        self.gaps: list[float] = []  # between pieces
+        self.token_gaps: list[float] = []  # of tokens: a piece's gap over its tokens, each
+        self.num_tokens = 0
+        self.began = time.perf_counter()
+        self.seconds = 0.0
+
+    def end(self) -> Timeline:
+        self.seconds = time.perf_counter() - self.began
+        return self
+
+    @property
+    def per_second(self) -> float:
+        return self.num_tokens / self.seconds
+
+
+def p(values: list[float], percent: int) -> float:
+    """A percentile, in milliseconds."""
+    return 1000 * float(np.percentile(values, percent)) if values else float("nan")
+
+
+def arrivals(rate: float) -> list[float]:
+    """Seconds from the start; rate 0: all at once."""
+    generator, at, times = random.Random(1), 0.0, []
+    for _ in range(NUM_REQUESTS):
+        if rate:
+            at += generator.expovariate(rate)
+        times.append(at)
+    return times
+
+
+async def through(write: Callable, rate: float, asked: list[Request]) -> Timeline:
+    """All requests through `write(request)`, an async iterator of (number of tokens) a piece."""
+    line = Timeline()
+
+    async def take(request: Request, at: float) -> None:
+        await asyncio.sleep(max(line.began + at - time.perf_counter(), 0))
+        came = last = time.perf_counter()
+        is_first = True
+        async with contextlib.aclosing(write(request)) as pieces:
+            async for count in pieces:
+                now = time.perf_counter()
+                if is_first:
+                    line.first.append(now - came)
+                elif count:
+                    line.gaps.append(now - last)
+                    line.token_gaps += [(now - last) / count] * count
+                last, is_first = now, False
+                line.num_tokens += count
+
+    await asyncio.gather(*map(take, asked, arrivals(rate)))
+    return line.end()
+
+
+# ---------------------------------------------------------------- the ways to write
+
+
+def by_engine(engine: Engine) -> Callable:
+    async def write(request: Request):
+        async with contextlib.aclosing(engine.write(request)) as pieces:
+            async for piece in pieces:
+                yield len(piece.tokens)
+
+    return write
+
+
+def in_batches(run: Callable[[list[Request]], list[int]], most: int) -> Callable:
+    """Whoever waits, up to `most`, together; all of them get their answers at its end."""
+    waiting: list[tuple[Request, asyncio.Future]] = []
+    lock = asyncio.Lock()
+
+    async def write(request: Request):
+        future = asyncio.get_running_loop().create_future()
+        waiting.append((request, future))
+        async with lock:
+            if not future.done():
+                batch = waiting[:most]
+                del waiting[:most]
+                counts = await asyncio.to_thread(run, [one for one, _ in batch])
+                for (_, one), count in zip(batch, counts, strict=True):
+                    one.set_result(count)
+        yield await future
+
+    return write
+
+
+def one_at_a_time(served: servable.Servable, texts: dict[tuple[int, ...], str]) -> Callable:
+    def run(batch: list[Request]) -> list[int]:
+        (request,) = batch
+        settings = (
+            np.array([texts[request.prompt]], object),
+            *(
+                np.array([value], kind)
+                for value, kind in (
+                    (request.max_tokens, np.int32),
+                    (request.temperature, np.float32),
+                    (request.top_k, np.int32),
+                    (request.top_p, np.float32),
+                    (request.seed, np.int32),
+                )
+            ),
+        )
+        inputs = dict(zip(s.GENERATOR_INPUTS, settings, strict=True))
+        return served.run(s.SERVING_DEFAULT, inputs)[s.NUM_TOKENS].tolist()
+
+    return in_batches(run, 1)
+
+
+def static_batches(path: Path) -> Callable:
+    """The decoder's compiled steps with all steps in one call, and prompts read 8 at a time."""
+    decoder = Decoder(
+        path, num_slots=STATIC_ROWS, max_steps=128, chunk=LONGEST_PROMPT, progress=lambda text: None
+    )
+
+    @tf.function(jit_compile=True)
+    def read_all(tokens, num_tokens):
+        empty = [
+            tf.zeros([STATIC_ROWS, spec.shape[1], LONGEST_PROMPT, spec.shape[3]], spec.dtype)
+            for spec in decoder._specs
+        ]
+        return decoder._decoded(tokens, num_tokens, tf.zeros_like(num_tokens), empty)[1]
+
+    def run(batch: list[Request]) -> list[int]:
+        prompts = [(BEGIN, *request.prompt) for request in batch]
+        padded = np.zeros([STATIC_ROWS, LONGEST_PROMPT], np.int32)
+        lengths = np.ones([STATIC_ROWS], np.int32)
+        for row, prompt in enumerate(prompts):
+            padded[row, : len(prompt) - 1] = prompt[:-1]
+            lengths[row] = max(len(prompt) - 1, 1)
+        staged = read_all(tf.constant(padded), tf.constant(lengths))
+        for row, (request, prompt) in enumerate(zip(batch, prompts, strict=True)):
+            own = tuple(tensor[row : row + 1] for tensor in staged)
+            decoder.put(row, own, request, prompt, num_prompt=len(prompt), left=request.max_tokens)
+        return decoder.write(len(batch), 128).num_tokens[: len(batch)].tolist()
+
+    run(requests()[:STATIC_ROWS])
+    return in_batches(run, STATIC_ROWS)
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+def row(*cells: object) -> None:
+    print("| " + " | ".join(f"{c:.1f}" if isinstance(c, float) else str(c) for c in cells) + " |")
+    sys.stdout.flush()
+
+
+def header(*cells: str) -> None:
+    print()
+    row(*cells)
+    print("|" + "---|" * len(cells))
+
+
+def memory() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure_load(path: Path, size: str) -> None:
+    served = servable.load(size, 1, path)
+    before = memory()
+    progress: list[str] = []
+    began = time.perf_counter()
+    decoder = Decoder(path, num_slots=NUM_SLOTS, max_steps=8, chunk=64, progress=progress.append)
+    seconds = time.perf_counter() - began
+    engine = Engine(served, decoder)
+    print(
+        f"Engine of {size}: made in {seconds:.1f} s ({'; '.join(progress)}). It takes "
+        f"{(memory() - before) / 2**20:.0f} MB; a slot of the whole context "
+        f"{decoder.context_length * decoder.bytes_per_token / 2**20:.2f} MB."
+    )
+    asked = requests()
+    texts = asyncio.run(engine.detokenize([request.prompt for request in asked]))
+    known = {request.prompt: text for request, text in zip(asked, texts, strict=True)}
+    makers = {
+        "engine": lambda: by_engine(engine),
+        "one at a time": lambda: one_at_a_time(served, known),
+        "static batches of 8, compiled": lambda: static,
+    }
+    static = static_batches(path)
+
+    def median_of(name: str, rate: float) -> Timeline:
+        lines = [asyncio.run(through(makers[name](), rate, asked)) for _ in range(ROUNDS)]
+        return sorted(lines, key=lambda line: line.per_second)[ROUNDS // 2]
+
+    quiet = asyncio.run(through(by_engine(engine), 0, asked[:1]))
+    for one in asked[1:6]:
+        more = asyncio.run(through(by_engine(engine), 0, [one]))
+        quiet.gaps += more.gaps
+        quiet.token_gaps += more.token_gaps
+    columns = ("first token p50, ms", "p95", "gap of pieces p95", "gap a token p95")
+    header("all at once", "tokens/s", *columns)
+    full = {}
+    for name in makers:
+        line = full[name] = median_of(name, 0)
+        row(
+            name,
+            round(line.per_second),
+            p(line.first, 50),
+            p(line.first, 95),
+            p(line.gaps, 95),
+            p(line.token_gaps, 95),
+        )
+    row("engine, one text alone", "", "", "", p(quiet.gaps, 95), p(quiet.token_gaps, 95))
+    mean = statistics.mean(request.max_tokens for request in asked)
+    for other in ("one at a time", "static batches of 8, compiled"):
+        rate = 0.8 * full[other].per_second / mean
+        header(f"{rate:.1f} requests/s, 0.8 of {other}", "tokens/s", *columns)
+        for name in ("engine", other):
+            line = median_of(name, rate)
+            row(
+                name,
+                round(line.per_second),
+                p(line.first, 50),
+                p(line.first, 95),
+                p(line.gaps, 95),
+                p(line.token_gaps, 95),
+            )
+    rate = 0.8 * full["engine"].per_second / mean
+    header(f"{rate:.1f} requests/s, 0.8 of the engine", "tokens/s", *columns)
+    line = median_of("engine", rate)
+    row(
+        "engine",
+        round(line.per_second),
+        p(line.first, 50),
+        p(line.first, 95),
+        p(line.gaps, 95),
+        p(line.token_gaps, 95),
+    )
+    waits = asyncio.run(cancels(engine))
+    print(
+        f"\nCancelled to free slot, {NUM_SLOTS} texts at once, {len(waits)} times: "
+        f"p50 {p(waits, 50):.1f} ms, p95 {p(waits, 95):.1f} ms"
+    )
+    engine.close()
+
+
+async def cancels(engine: Engine) -> list[float]:
+    """Seconds from `aclose` to a slot that is free, all slots being taken."""
+    generator, waits = random.Random(2), []
+    for _ in range(6):
+        streams = [
+            engine.write(Request(prompt=(5, 6), max_tokens=200, seed=seed, top_k=40))
+            for seed in range(NUM_SLOTS)
+        ]
+        for stream in streams:
+            await anext(stream)
+        generator.shuffle(streams)
+        for stream in streams:
+            await asyncio.sleep(generator.random() * 0.01)
+            free = engine.scheduler.num_free
+            began = time.perf_counter()
+            await stream.aclose()
+            while engine.scheduler.num_free <= free and engine.scheduler.num_writing:
+                await asyncio.sleep(0.0002)
+            waits.append(time.perf_counter() - began)
+    return waits
+
+
+def measure_steps(path: Path, size: str) -> None:
+    """What a call costs by rows, slots and steps."""
+    decoder = Decoder(path, num_slots=NUM_SLOTS, max_steps=8, chunk=64, progress=lambda text: None)
+    header("rows", "slots of the cache", "ms a step, 1 a call", "4", "8")
+    for S in decoder.lengths:
+        for B in decoder.batch_sizes:
+            decoder.reset()
+            length = S - 10
+            for number in range(B):
+                decoder.put(
+                    number,
+                    decoder.empty(length),
+                    Request(prompt="", temperature=0.8, top_k=40, top_p=0.95),
+                    [5] * length,
+                    num_prompt=length,
+                    left=1000,
+                )
+            state = [array.copy() for array in decoder._state()]
+            costs = []
+            for K in (1, 4, 8):
+                times = []
+                for _ in range(15):
+                    for array, kept in zip(decoder._state(), state, strict=True):
+                        array[:] = kept
+                    began = time.perf_counter()
+                    decoder.write(B, K)
+                    times.append((time.perf_counter() - began) / K)
+                costs.append(f"{1000 * statistics.median(times):.2f}")
+            row(B, S, *costs)
+
+
+def measure_http(path: Path, size: str) -> None:
+    port = 18711
+    with tempfile.TemporaryDirectory() as cache:
+        for name in ("first start", "second start, --xla-cache"):
+            command = [sys.executable, "-m", "serving", "--engine=embedded", "--port=0"]
+            command += [f"--grpc_socket_path={cache}/grpc", f"--rest_api_port={port}"]
+            command += [f"--exports={path.parents[1]}", f"--xla-cache={cache}"]
+            began = time.perf_counter()
+            process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+            try:
+                asyncio.run(first_token(port, size))
+                print(
+                    f"\n`python -m serving` to the first token over HTTP, {name}: "
+                    f"{time.perf_counter() - began:.1f} s"
+                )
+                if name != "first start":
+                    asyncio.run(over_http(port, size))
+            finally:
+                process.terminate()
+                process.wait()
+
+
+def url_of(port: int) -> str:
+    return f"http://{url_host('127.0.0.1')}:{port}/v1/completions"
+
+
+def body_of(size: str, request: Request) -> dict:
+    return {
+        "model": size,
+        "prompt": list(request.prompt),
+        "max_tokens": request.max_tokens,
+        "temperature": request.temperature,
+        "top_k": request.top_k,
+        "top_p": request.top_p,
+        "seed": request.seed,
+        "stream": True,
+    }
+
+
+async def first_token(port: int, size: str) -> None:
+    async with httpx.AsyncClient(timeout=300) as client:
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                async with client.stream(
+                    "POST", url_of(port), json=body_of(size, requests()[0])
+                ) as response:
+                    if response.status_code == 200:
+                        async for line in response.aiter_lines():
+                            if line.startswith("data: "):
+                                return
+            await asyncio.sleep(0.05)
+
+
+async def over_http(port: int, size: str) -> None:
+    limits = httpx.Limits(max_connections=NUM_REQUESTS)
+    async with httpx.AsyncClient(timeout=300, limits=limits) as client:
+
+        async def write(request: Request):
+            async with client.stream("POST", url_of(port), json=body_of(size, request)) as response:
+                if response.status_code != 200:
+                    raise RuntimeError((await response.aread()).decode())
+                async for line in response.aiter_lines():
+                    if line.startswith("data: {"):
+                        event = json.loads(line[6:])
+                        yield len(event["choices"]) and 1
+
+        await through(write, 0, requests())
+        header(
+            "over HTTP, streams; the client on the same cores",
+            "events/s",
+            "first token p50, ms",
+            "p95",
+            "gap p95",
+        )
+        line = await through(write, 0, requests())
+        row(
+            "all at once",
+            round(line.per_second),
+            p(line.first, 50),
+            p(line.first, 95),
+            p(line.gaps, 95),
+        )
+        tokens = sum(request.max_tokens for request in requests())
+        row("... tokens/s", round(tokens / line.seconds), "", "", "")
+
+
+PARTS = {"load": measure_load, "steps": measure_steps, "http": measure_http}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("size", nargs="?", choices=SIZES, default="tiny")
+    parser.add_argument("--parts", default="load")
+    parser.add_argument("--exports", type=Path, help="made there once, and found there again")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        exports = options.exports or Path(folder)
+        path = exports / options.size / options.size / "1"
+        if not path.is_dir():
+            path = make_export(options.size, exports / options.size)
+        for part in options.parts.split(","):
+            PARTS[part](path, options.size)
+
+
+if __name__ == "__main__":
+    main()
