@@ -44,7 +44,9 @@ class Server:
     def golden(self, name: str) -> tuple[dict, dict]:
         """Inputs and outputs by column, as the model answered before it was exported."""
         manifest = read_json(newest_export(self.exports, name) / signatures.MANIFEST_FILE)
-        (golden,) = manifest["golden"]
+        (golden,) = [
+            one for one in manifest["golden"] if one["signature_name"] == signatures.SERVING_DEFAULT
+        ]
         return golden["inputs"], golden["outputs"]
 
 

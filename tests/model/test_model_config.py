@@ -97,6 +97,7 @@ WRONG = {
         "weighting": ("tfidf", "", None),
         "min_texts": (0, -1),
         "naive_bayes_scale": (-0.5, NAN),
+        "logistic_regression": (-0.5, NAN),
         "smoothing": (0, -1.0, NAN),
         "scale": (0, -4.0, NAN),
         "ngram_dropout": RATES,
