@@ -17,6 +17,8 @@ from serving.errors import Code, ServingError
 from serving.next_tokens import NextTokensWriter
 from serving.writing import Request
 
+pytestmark = pytest.mark.xdist_group("tiny_writer")  # an engine is compiled once, in one process
+
 SETTINGS = ServerConfig(
     generation_slots=2,
     generation_chunk_tokens=8,
