@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from benchmarks.language_model import Process  # noqa: E402
+from benchmarks.language_model import threads_of  # noqa: E402
+from benchmarks.processes import Process  # noqa: E402
 
 # What differs from the first: of the network, of the run, its rate and its batch.
 PLAIN: dict = {}
@@ -78,7 +79,8 @@ def start(changes: dict, updates: int, threads: str) -> Process:
     setting = {"size": "small", "precision": "bfloat16_products", "strategy": "muon"}
     setting |= {"per_call": 16, "updates": updates} | changes
     script = str(ROOT / "benchmarks" / "language_model.py")
-    return Process([sys.executable, script, "--serve", json.dumps(setting)], threads)
+    command = [sys.executable, script, "--serve", json.dumps(setting)]
+    return Process(command, **threads_of(threads))
 
 
 def seconds_of_an_update(names: list[str], threads: str) -> dict[str, float]:

@@ -33,6 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from benchmarks.processes import Process  # noqa: E402
+
 PROMPT = 32  # tokens
 SIZES = {
     "tiny": {"num_layers": 4, "num_heads": 4, "width": 128, "vocabulary_size": 8_192},
@@ -124,36 +126,6 @@ def serve(setting: dict) -> None:
     print(json.dumps({"parameters": runner.parameters}), flush=True)
     for line in sys.stdin:
         print(json.dumps(runner.run(json.loads(line))), flush=True)
-
-
-class Process:
-    """One way to write; `ask` waits for the answer."""
-
-    def __init__(self, command: list[str], **environment: str):
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | environment,
-            cwd=ROOT,
-        )
-        self.first = self._answer()
-
-    def ask(self, **order) -> dict:
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict:
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.process.args[:3]} ended: code {self.process.wait()}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def ways(options) -> dict:

@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +30,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from benchmarks.processes import Process  # noqa: E402
 
 SIZES = {
     "small": {"num_layers": 4, "num_heads": 4, "width": 128, "context": 64, "batch": 12},
@@ -173,44 +174,20 @@ def serve(setting: dict) -> None:
             print(json.dumps(answer), flush=True)
 
 
-class Process:
-    """One way to train; `ask` waits for the answer."""
-
-    def __init__(self, command: list[str], threads: str = DEFAULT):
-        environment = dict(os.environ)
-        if threads:
-            inside, beside = threads.split("x")
-            environment |= {"TF_NUM_INTRAOP_THREADS": inside, "TF_NUM_INTEROP_THREADS": beside}
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-            cwd=ROOT,
-        )
-        self.first = self._answer()
-
-    def ask(self, **order) -> dict:
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict:
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.process.args[:3]} ended: code {self.process.wait()}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def ours(size: str, precision: str, *, strategy: str, per_call: int, threads: str, updates: int):
     setting = {"size": size, "precision": precision, "strategy": strategy}
     setting |= {"per_call": per_call, "updates": updates}
-    return Process([sys.executable, __file__, "--serve", json.dumps(setting)], threads)
+    return Process(
+        [sys.executable, __file__, "--serve", json.dumps(setting)], **threads_of(threads)
+    )
+
+
+def threads_of(threads: str) -> dict[str, str]:
+    """TensorFlow's variables for 1x2: one thread in an operation, two operations at once."""
+    if not threads:
+        return {}
+    inside, beside = threads.split("x")
+    return {"TF_NUM_INTRAOP_THREADS": inside, "TF_NUM_INTEROP_THREADS": beside}
 
 
 def torchs(python: str, size: str, data: Path, *, precision: str, compiled: bool, updates: int):

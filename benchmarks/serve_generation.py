@@ -285,6 +285,10 @@ def measure_load(path: Path, size: str) -> None:
         lines = [asyncio.run(through(makers[name](), rate, asked)) for _ in range(ROUNDS)]
         return sorted(lines, key=lambda line: line.per_second)[ROUNDS // 2]
 
+    def tell(name: str, line: Timeline) -> None:
+        first = (p(line.first, 50), p(line.first, 95))
+        row(name, round(line.per_second), *first, p(line.gaps, 95), p(line.token_gaps, 95))
+
     quiet = asyncio.run(through(by_engine(engine), 0, asked[:1]))
     for one in asked[1:6]:
         more = asyncio.run(through(by_engine(engine), 0, [one]))
@@ -295,14 +299,7 @@ def measure_load(path: Path, size: str) -> None:
     full = {}
     for name in makers:
         line = full[name] = median_of(name, 0)
-        row(
-            name,
-            round(line.per_second),
-            p(line.first, 50),
-            p(line.first, 95),
-            p(line.gaps, 95),
-            p(line.token_gaps, 95),
-        )
+        tell(name, line)
     row("engine, one text alone", "", "", "", p(quiet.gaps, 95), p(quiet.token_gaps, 95))
     mean = statistics.mean(request.max_tokens for request in asked)
     for other in ("one at a time", "static batches of 8, compiled"):
@@ -310,25 +307,11 @@ def measure_load(path: Path, size: str) -> None:
         header(f"{rate:.1f} requests/s, 0.8 of {other}", "tokens/s", *columns)
         for name in ("engine", other):
             line = median_of(name, rate)
-            row(
-                name,
-                round(line.per_second),
-                p(line.first, 50),
-                p(line.first, 95),
-                p(line.gaps, 95),
-                p(line.token_gaps, 95),
-            )
+            tell(name, line)
     rate = 0.8 * full["engine"].per_second / mean
     header(f"{rate:.1f} requests/s, 0.8 of the engine", "tokens/s", *columns)
     line = median_of("engine", rate)
-    row(
-        "engine",
-        round(line.per_second),
-        p(line.first, 50),
-        p(line.first, 95),
-        p(line.gaps, 95),
-        p(line.token_gaps, 95),
-    )
+    tell("engine", line)
     waits = asyncio.run(cancels(engine))
     print(
         f"\nCancelled to free slot, {NUM_SLOTS} texts at once, {len(waits)} times: "

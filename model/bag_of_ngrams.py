@@ -93,8 +93,11 @@ class BagOfNgrams(keras.Model):
             self._start(rows, ratio, ratio)
         if self.config.logistic_regression:
             vectors = self._vectors(rows)
-            for k in np.flatnonzero((num_with > 0) & (num_with < len(is_label))):
-                self._assign_labels([k], *self._optimum(vectors, is_label[:, k]))
+            told = np.flatnonzero((num_with > 0) & (num_with < len(is_label)))
+            if len(told):
+                found = [self._optimum(vectors, is_label[:, k]) for k in told]
+                weights, bias = (np.concatenate(part, axis=-1) for part in zip(*found, strict=True))
+                self._assign_labels(told, weights, bias)
 
     def adapt_to_grades(
         self, rows: Sequence[np.ndarray], labels: np.ndarray, num_labels: int

@@ -147,9 +147,8 @@ def _here(options: argparse.Namespace, prompt: str, settings: dict[str, Any]) ->
     config = ServerConfig(exports=options.exports, enable_model_warmup=False)
     loaded = servable.load(options.model, int(folder.name), folder, config=config)
     try:
-        writer = loaded.writer or NextTokensWriter(loaded)
         with asyncio.Runner() as runner:
-            pieces = writer.write(request)
+            pieces = NextTokensWriter(loaded).write(request)
             try:
                 while True:
                     piece = runner.run(anext(pieces, None))

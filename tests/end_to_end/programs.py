@@ -29,6 +29,7 @@ class Program:
             text=True,
             errors="replace",
             start_new_session=True,
+            env=os.environ | {"PYTHONFAULTHANDLER": "1"},  # a crash says where
         )
         self._lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
