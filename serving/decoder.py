@@ -308,7 +308,8 @@ class Decoder:
 
     def _move_row(self, source, target):  # type: ignore[no-untyped-def]
         for variable in self._cache:
-            row = variable.read_value()[source][None]
+            # Not `[source]`, which XLA compiles anew for each number.
+            row = tf.gather(variable.read_value(), source[None])
             variable.assign(tf.tensor_scatter_nd_update(variable, target[None, None], row))
 
     def _read_chunk(self, tokens, num_tokens, position, *staged):  # type: ignore[no-untyped-def]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from model import signatures as s
 from serving import servable
@@ -156,6 +157,16 @@ def test_what_prompts_begin_with_is_read_once(engine):
     assert second[-1].num_cached_tokens == 15  # a block of 16, less the begin
     assert other[-1].num_cached_tokens == 15
     assert text_of(first) == text_of(second)
+
+
+def test_moving_other_rows_compiles_nothing(engine):
+    """A row's number is read when the program runs, not compiled into it."""
+    made = [
+        engine.decoder._move.experimental_get_compiler_ir(tf.constant(source), tf.constant(target))
+        for source, target in ((1, 0), (0, 1))
+    ]
+    first, second = (make(stage="hlo") for make in made)
+    assert first == second
 
 
 def test_who_leaves_frees_the_slot(engine):
