@@ -122,9 +122,8 @@ def _row_fault(rows: list[Any], dtypes: Mapping[str, int]) -> ServingError:
                 _check_row_value(alias, value, dtypes, first_shapes)
             except ServingError as error:
                 key = f" key: {alias}" if rows_are_objects else ""
-                return ServingError(
-                    error.code,
-                    f"{failed}{key} of 'instances' list. Error: {error.code.name}: {error.message}",
+                return invalid_argument(
+                    f"{failed}{key} of 'instances' list. Error: {error.code.name}: {error.message}"
                 )
         if named.keys() != dtypes.keys():
             return invalid_argument(

@@ -69,7 +69,9 @@ def _add(feature: tf.train.Feature, name: str, value: Any) -> None:
     else:
         value = int(value)  # of a boolean
         if value >= 2**63:
-            raise invalid_argument(f"Feature: {name} has uint64 element. Only int64 is supported.")
+            raise invalid_argument(
+                f"Feature: {name} has uint64_t element. Only int64_t is supported."
+            )
     getattr(feature, kind).value.append(value)
 
 

@@ -289,7 +289,6 @@ class Calls:
             name, version, label = _target(request)
             signature = request.model_spec.signature_name
             with repository.acquire(name, version, label) as servable:
-                _find_signature(servable, signature)
                 examples = inference.examples_of(request.input)
                 result = method(
                     servable,
@@ -402,12 +401,6 @@ def _spec(name: str, version: int | None, signature_name: str) -> model_pb2.Mode
     if version is not None:
         spec.version.value = version
     return spec
-
-
-def _find_signature(servable: Any, name: str) -> None:
-    """The signature is looked for before the examples are."""
-    if (name or SERVING_DEFAULT) not in servable.signatures:
-        raise invalid_argument(f"No signature was found with the name: {name or SERVING_DEFAULT}")
 
 
 def _observe(model: str, api: str, timing: Timing, rows: int) -> None:

@@ -32,7 +32,7 @@ REGRESS_METHOD = "tensorflow/serving/regress"
 
 
 def examples_of(message: input_pb2.Input) -> list[bytes]:
-    """The examples of a request, each behind its context. INVALID_ARGUMENT when there is none."""
+    """The examples of a request, each behind its context."""
     kind = message.WhichOneof("kind")
     examples, context = [], b""
     if kind == "example_list":
@@ -40,8 +40,6 @@ def examples_of(message: input_pb2.Input) -> list[bytes]:
     elif kind == "example_list_with_context":
         examples = list(message.example_list_with_context.examples)
         context = message.example_list_with_context.context.SerializeToString()
-    if not examples:
-        raise invalid_argument("Input is empty.")
     return [context + example.SerializeToString() for example in examples]
 
 
@@ -127,13 +125,13 @@ def multi_inference(
     timing: Timing | None = None,
     check_method_name: bool = False,
 ) -> inference_pb2.MultiInferenceResponse:
-    """Several signatures of one model on the same examples. All tasks are checked before any runs.
+    """Several signatures of one model on the same examples, each in a run of its own. All tasks are
+    checked before any runs.
 
     Raises as `classify` and `regress` do, UNIMPLEMENTED for another method, INVALID_ARGUMENT for
     tasks that do not go together.
     """
     names: list[str] = []
-    tensor_names = set()
     for task in tasks:
         if not task.model_spec.name:
             raise invalid_argument("Found ModelSpec with an empty model name.")
@@ -156,9 +154,6 @@ def multi_inference(
             raise ServingError(
                 Code.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}"
             )
-        tensor_names.add(signature.inputs[INPUTS].name)
-    if len(tensor_names) > 1:
-        raise invalid_argument("Input tensor must be the same for all Signatures.")
     response = inference_pb2.MultiInferenceResponse()
     for task, name in zip(tasks, names, strict=True):
         result = response.results.add()
@@ -235,6 +230,8 @@ def _check_regression(signature: meta_graph_pb2.SignatureDef, check_method_name:
 
 
 def _fed(examples: Sequence[bytes]) -> Arrays:
+    if not examples:
+        raise invalid_argument("Input is empty.")
     return {INPUTS: np.array(examples, object)}
 
 

@@ -8,7 +8,8 @@ RapidJSON's states and finds the rest: `Inf`, a byte order mark, or what is wron
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any, NoReturn
 
 import numpy as np
@@ -16,7 +17,8 @@ import orjson
 
 from serving.errors import ServingError, invalid_argument
 
-MAX_SHOWN = 256  # characters of a value in a message
+MAX_SHOWN = 256  # bytes of a value in a message, and what its last token has beyond them
+INDENT = " " * 4
 
 INVALID_VALUE = "Invalid value."
 MISSING_NAME = "Missing a name for object member."
@@ -32,6 +34,9 @@ _PLAIN = re.compile(rb'[^"\\\x00-\x1f]*')  # of a string
 _DIGITS = re.compile(rb"[0-9]*")
 _HEX = re.compile(rb"[0-9a-fA-F]{4}")
 _ESCAPES = dict(zip(b'"\\/bfnrt', b'"\\/\b\f\n\r\t', strict=True))
+_WRITTEN_ESCAPES = {code: f"\\u{code:04X}" for code in range(32)} | {
+    code: f"\\{chr(letter)}" for letter, code in _ESCAPES.items() if letter != ord("/")
+}
 
 
 def parse(body: bytes, max_depth: int) -> Any:
@@ -276,20 +281,60 @@ def _parse_error(fault: str, offset: int) -> ServingError:
 
 
 def shown(value: Any) -> str:
-    """`JSON Value: <json>` for an error text, pretty-printed and cut as the protocol does."""
-    encoder = json.JSONEncoder(indent=4, ensure_ascii=False)
-    return f"JSON Value: {_first_characters(encoder.iterencode(value))}"
-
-
-def _first_characters(parts: Iterable[str]) -> str:
-    pieces, length = [], 0
+    """`JSON Value: <json>` for an error text, as RapidJSON's pretty writer puts it: lists on one
+    line, members each on its own. The token that reaches `MAX_SHOWN` is the last one; a number
+    that JSON does not know ends the text before it.
+    """
+    pieces, size = [], 0
     try:
-        for piece in parts:
-            pieces.append(piece)
-            length += len(piece)
-            if length > MAX_SHOWN:
+        for token in _tokens(value, "", 0):
+            if token is None or size >= MAX_SHOWN:
                 break
+            pieces.append(token)
+            size += len(token.encode("utf-8", errors="surrogateescape"))
     except RecursionError:
         pieces = ["(nested too deeply to show)"]
-    text = "".join(pieces)[:MAX_SHOWN]
-    return text.encode("utf-8", errors="surrogateescape").decode(errors="replace")
+    text = "".join(pieces).encode("utf-8", errors="surrogateescape").decode(errors="replace")
+    return f"JSON Value: {text}"
+
+
+def _tokens(value: Any, before: str, depth: int) -> Iterator[str | None]:
+    """The value's tokens, each with the white space before it; None where the writer gives up."""
+    if isinstance(value, dict):
+        yield before + "{"
+        indent = "\n" + INDENT * depth
+        for i, (name, member) in enumerate(value.items()):
+            yield ("," if i else "") + indent + INDENT + _quoted(name)
+            yield from _tokens(member, ": ", depth + 1)
+        yield indent + "}" if value else "}"
+    elif isinstance(value, list):
+        yield before + "["
+        for i, item in enumerate(value):
+            yield from _tokens(item, ", " if i else "", depth + 1)
+        yield "]"
+    elif isinstance(value, str):
+        yield before + _quoted(value)
+    elif isinstance(value, float):
+        yield before + (_shown_double(value) if math.isfinite(value) else "")
+        if not math.isfinite(value):
+            yield None
+    else:
+        yield before + json.dumps(value)
+
+
+def _quoted(text: str) -> str:
+    return f'"{text.translate(_WRITTEN_ESCAPES)}"'
+
+
+def _shown_double(number: float) -> str:
+    """Shortest digits, as in RapidJSON with an exponent from 1e21 up and below 1e-6 only."""
+    sign, digits, exponent = Decimal(repr(number)).normalize().as_tuple()
+    text, minus = "".join(map(str, digits)), "-" * sign
+    point = len(text) + int(exponent)  # digits before the point
+    if number == 0:
+        return f"{minus}0.0"
+    if not -6 < point <= 21:
+        return f"{minus}{text[0]}{'.' * (len(text) > 1)}{text[1:]}e{point - 1}"
+    if point <= 0:
+        return f"{minus}0.{'0' * -point}{text}"
+    return f"{minus}{text[:point].ljust(point, '0')}.{text[point:] or '0'}"

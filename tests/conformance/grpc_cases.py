@@ -285,8 +285,9 @@ def _examples() -> Iterator[Case]:
             "No signature was found with the name: other",
             "unknown signature, classify and regress",
         )
-        yield _call(method, _of("regress_x_to_y"), "Input is empty.")
-        yield _call(method, _of("regress_x_to_y", context={"x": 2.0}), "Input is empty.")
+        yield _call(method, _of(f"{method.lower()}_x_to_y"), "Input is empty.")
+        yield _call(method, _of("other"), "No signature was found with the name: other")
+        yield _call(method, _of(f"{method.lower()}_x_to_y", context={"x": 2.0}), "Input is empty.")
         yield _call(method, _of("", x, name="nobody"), LATEST, code="NOT_FOUND")
         yield _call(method, _of("", x, name=""), "ModelSpec has no name specified.")
         yield _call(method, {}, "Missing ModelSpec")
@@ -319,6 +320,14 @@ def _multi_inference() -> Iterator[Case]:
         of(classify, regress, examples=[{}], context={"x": 2.0}),
         {"results": [["classify_x_to_y", 1, [["", 3.0]]], ["regress_x_to_y", 1, [3.0]]]},
     )
+    # TensorFlow 2 gives every signature a tensor of its own.
+    tf2 = [("half_tf2", "regress_x_to_y", REGRESS), ("half_tf2", "classify_x_to_y", CLASSIFY)]
+    yield _call(
+        name,
+        of(*tf2),
+        {"results": [["regress_x_to_y", 123, [4.0]], ["classify_x_to_y", 123, [["", 4.0]]]]},
+        needs="no method_check",
+    )
     yield _call(name, of(regress, regress), "Duplicate evaluation of signature: regress_x_to_y")
     yield _call(
         name,
@@ -343,6 +352,12 @@ def _multi_inference() -> Iterator[Case]:
     )
     yield _call(name, of(("nobody", "regress_x_to_y", REGRESS)), LATEST, code="NOT_FOUND")
     yield _call(name, of(regress, examples=[]), "Input is empty.")
+    yield _call(
+        name,
+        of(("examples", "other", REGRESS), examples=[]),
+        "Requested signature not found in model graph: other",
+    )
+    yield _call(name, of(), "ModelSpec has no name specified.")
 
 
 def _models() -> Iterator[Case]:

@@ -73,7 +73,9 @@ def _get(path: str, answer: Any, *rows: str, status: int = 200, **more: Any) -> 
 
 
 def _shown(value: Any) -> str:
-    return "JSON Value: " + json.dumps(value, indent=4, ensure_ascii=False)
+    text = json.dumps(value, indent=4, ensure_ascii=False)
+    on_one_line = re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)
+    return "JSON Value: " + on_one_line.replace("[ ", "[").replace(" ]", "]")
 
 
 def _mistyped(value: Any, json_type: str, wanted: str) -> str:
@@ -485,7 +487,7 @@ def _types() -> Iterator[Case]:
     yield _post(
         path,
         b'{"signature_name": "int32", "inputs": [NaN]}',
-        "JSON Value: NaN Type: Number is not of expected type: int32",
+        "JSON Value:  Type: Number is not of expected type: int32",
     )
     # Texts and bytes
     yield _post(
@@ -543,6 +545,12 @@ def _types() -> Iterator[Case]:
         "Conversion of JSON Value: 1.0 to type: half",
         "type that JSON cannot hold, input",
         status=501,
+    )
+    yield _post(
+        path,
+        {"signature_name": "float16", "instances": [1.0]},
+        "Failed to process element: 0 of 'instances' list. Error: UNIMPLEMENTED: "
+        "Conversion of JSON Value: 1.0 to type: half",
     )
     yield _post(
         f"{WARM}:predict",
@@ -658,11 +666,11 @@ def _examples() -> Iterator[Case]:
             path, body, f"{_shown(body)} 'examples' value is an empty array", "examples empty"
         )
         yield _post(path, b"", EMPTY, "empty body")
-        body = {"signature_name": 5, "examples": [{"x": 1.0}]}
         yield _post(
             path,
-            body,
-            f"{_shown(body)} not formatted correctly. 'signature_name' key must be a string value.",
+            {"signature_name": 5, "examples": [{"x": 1.0}]},
+            'JSON Value: {\n    "signature_name": 5,\n    "examples": [{\n            "x": 1.0\n'
+            "        }]\n} not formatted correctly. 'signature_name' key must be a string value.",
             "signature_name not a string",
         )
     # All of the JSON is read before the model is looked for.

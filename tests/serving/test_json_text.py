@@ -129,6 +129,22 @@ def test_the_last_reader_agrees_with_orjson_on_made_up_values():
             assert _Reader(orjson.dumps(value, option=option)).read() == value
 
 
-def test_values_are_shown_in_part():
-    assert shown({"a": [1, "é"]}) == 'JSON Value: {\n    "a": [\n        1,\n        "é"\n    ]\n}'
-    assert len(shown(["x" * 1000])) == len("JSON Value: ") + 256
+SHOWN = [
+    ([], "[]"),
+    ({}, "{}"),
+    ([1, [2, "é"], []], '[1, [2, "é"], []]'),
+    ({"a": [1, {"b": {}}]}, '{\n    "a": [1, {\n            "b": {}\n        }]\n}'),
+    ({"a": None, "b": {"c": True}}, '{\n    "a": null,\n    "b": {\n        "c": true\n    }\n}'),
+    ('"/\\\n\x1f\x7f', '"\\"/\\\\\\n\\u001F\x7f"'),
+    ([0.0, -0.0, 1.0, 0.1, 1e-6, 1.5e-7, 100.0, 2.5e20, 1e21, 1.25e300],
+     "[0.0, -0.0, 1.0, 0.1, 0.000001, 1.5e-7, 100.0, 250000000000000000000.0, 1e21, 1.25e300]"),
+    ({"a": [1, math.nan, 2]}, '{\n    "a": [1, '),
+    (["x" * 300, "y"], '["' + "x" * 300 + '"'),
+    (["é" * 60, "é" * 60, "é" * 60], f'["{"é" * 60}", "{"é" * 60}", "{"é" * 60}"'),
+    (list(range(1000)), str(list(range(67)))[:-1]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "text"), SHOWN)
+def test_values_are_shown_as_rapidjson_writes_them_and_up_to_the_token_at_256_bytes(value, text):
+    assert shown(value) == f"JSON Value: {text}"

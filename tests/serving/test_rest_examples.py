@@ -79,7 +79,7 @@ ERRORS = [
      "Unexpected element type in feature: x expecting type: float"),
     ({"examples": [{"x": ["a", 1]}]},
      "Unexpected element type in feature: x expecting type: bytes"),
-    ({"examples": [{"x": 2**63}]}, "Feature: x has uint64 element. Only int64 is supported."),
+    ({"examples": [{"x": 2**63}]}, "Feature: x has uint64_t element. Only int64_t is supported."),
     ({"examples": [{"x": {"b64": "-_-_"}}]}, "Unable to base64 decode"),
 ]  # fmt: skip
 
