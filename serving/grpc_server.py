@@ -385,15 +385,19 @@ def _target(request: Any) -> tuple[str, int | None, str | None]:
     """(name, version, label) of a request's model_spec."""
     if isinstance(request, inference_pb2.MultiInferenceRequest):  # without any task
         raise invalid_argument("ModelSpec has no name specified.")
-    if not request.HasField("model_spec"):
-        raise invalid_argument("Missing ModelSpec")
-    spec = request.model_spec
+    spec = _model_spec(request)
     if not spec.name:
         raise invalid_argument("ModelSpec has no name specified.")
     choice = spec.WhichOneof("version_choice")
     version = spec.version.value if choice == "version" else None
     label = spec.version_label if choice == "version_label" else None
     return spec.name, version, label
+
+
+def _model_spec(request: Any) -> model_pb2.ModelSpec:
+    if not request.HasField("model_spec"):
+        raise invalid_argument("Missing ModelSpec")
+    return request.model_spec
 
 
 def _spec(name: str, version: int | None, signature_name: str) -> model_pb2.ModelSpec:
@@ -415,12 +419,13 @@ def _rows(outputs: Mapping[str, Any]) -> int:
 def _metadata(
     repository: Repository, request: get_model_metadata_pb2.GetModelMetadataRequest
 ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-    name, version, label = _target(request)
+    _model_spec(request)
     if not request.metadata_field:
         raise invalid_argument("GetModelMetadataRequest must specify at least one metadata_field")
     for field in request.metadata_field:
         if field != "signature_def":
             raise invalid_argument(f"Metadata field {field} is not supported")
+    name, version, label = _target(request)
     response = get_model_metadata_pb2.GetModelMetadataResponse()
     with repository.acquire(name, version, label) as servable:
         signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=servable.signatures)
@@ -433,9 +438,10 @@ def _metadata(
 def _status(
     repository: Repository, request: get_model_status_pb2.GetModelStatusRequest
 ) -> get_model_status_pb2.GetModelStatusResponse:
-    name, version, _ = _target(request)  # a label is not looked at, as in TensorFlow Serving
+    spec = _model_spec(request)  # any name is looked for, a label is not, as in TensorFlow Serving
+    version = spec.version.value if spec.HasField("version") else None
     response = get_model_status_pb2.GetModelStatusResponse()
-    for number, state, error in repository.statuses(name, version):
+    for number, state, error in repository.statuses(spec.name, version):
         entry = response.model_version_status.add(version=number, state=state.value)
         if error:
             entry.status.error_code = error.code.number

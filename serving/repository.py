@@ -196,14 +196,11 @@ class Repository:
             versions = (
                 [(v.number, v.state, v.error) for v in model.versions.values()] if model else []
             )
-        if not versions:
-            raise ServingError(Code.NOT_FOUND, f"Could not find any versions of model {name}")
         if version is not None:
             versions = [entry for entry in versions if entry[0] == version]
-            if not versions:
-                raise ServingError(
-                    Code.NOT_FOUND, f"Could not find version {version} of model {name}"
-                )
+        if not versions:
+            wanted = "any versions" if version is None else f"version {version}"
+            raise ServingError(Code.NOT_FOUND, f"Could not find {wanted} of model {name}")
         return sorted(versions, key=lambda entry: entry[0], reverse=True)
 
     def names(self) -> list[str]:

@@ -86,7 +86,7 @@ def create_app(
 
     Leaves `model_name`, `model_version` (once one has answered) and `timing` on `request.state`.
     """
-    monitoring = [Route(metrics_path, _metrics)] if metrics_path else []
+    monitoring = [Route(metrics_path, _metrics, methods=VERBS)] if metrics_path else []
     return Starlette(
         routes=[
             Route("/healthz", partial(_healthz, service)),
@@ -158,7 +158,7 @@ async def _answer(service: Service, config: ServerConfig, request: Request, path
     digits = match["version"].lstrip("0") or "0" if match["version"] else None
     version = int(digits) if digits and len(digits) < 20 else None
     if digits and (version is None or version > MAX_VERSION):
-        return Response(status_code=400)
+        return Response(status_code=400, media_type="application/json")
     if match["name"] is None:
         if path.lower() != "/v1/models":
             raise invalid_argument("Missing model name in request.")

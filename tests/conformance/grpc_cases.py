@@ -381,6 +381,13 @@ def _models() -> Iterator[Case]:
         "status of an unknown version",
         code="NOT_FOUND",
     )
+    yield _call(
+        status,
+        {"name": "nobody", "version": 7},
+        "Could not find version 7 of model nobody",
+        code="NOT_FOUND",
+    )
+    yield _call(status, {"name": ""}, "Could not find any versions of model ", code="NOT_FOUND")
     yield _call(status, {}, "Missing ModelSpec")
     signature = {
         "serving_default": {
@@ -409,7 +416,13 @@ def _models() -> Iterator[Case]:
             },
         },
     )
-    yield _call(metadata, half, "GetModelMetadataRequest must specify at least one metadata_field")
+    for name in ("half_plus_two", "nobody", ""):
+        yield _call(
+            metadata,
+            {"name": name},
+            "GetModelMetadataRequest must specify at least one metadata_field",
+        )
+    yield _call(metadata, {"name": "", **fields}, "ModelSpec has no name specified.")
     yield _call(metadata, {**half, "metadata_field": ["z"]}, "Metadata field z is not supported")
     yield _call(metadata, {"name": "nobody", **fields}, LATEST, code="NOT_FOUND")
     yield _call(metadata, {**half, **fields, "version": 7}, SEVEN, code="NOT_FOUND")

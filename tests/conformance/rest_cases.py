@@ -118,8 +118,8 @@ def _targets() -> Iterator[Case]:
         f"{HALF}/versions/99999999999999999999:predict",
         f"{HALF}/versions/{2**63}:predict",
     ):
-        yield _post(path, two, "", "version beyond int64")
-    yield _get(f"{HALF}/versions/{2**63}", "", status=400)
+        yield _post(path, two, "", "version beyond int64", headers=JSON_TYPE)
+    yield _get(f"{HALF}/versions/{2**63}", "", status=400, headers=JSON_TYPE)
 
 
 def _status_and_metadata() -> Iterator[Case]:
@@ -140,6 +140,10 @@ def _status_and_metadata() -> Iterator[Case]:
         "status of an unknown version",
         status=404,
     )
+    yield _get(f"{NOBODY}/versions/7", "Could not find version 7 of model nobody", status=404)
+    yield _get(f"{NOBODY}/labels/a", "Could not find any versions of model nobody", status=404)
+    for path in ("/v1/models/versions/7", "/v1/models/labels/a/metadata"):
+        yield _get(path, "Missing model name in request.", status=400)
     for path, version in ((HALF, 2), (f"{HALF}/versions/1", 1), (f"{HALF}/labels/stable", 1)):
         spec = {"name": "half_plus_two", "signature_name": "", "version": str(version)}
         yield _get(f"{path}/metadata", {"model_spec": spec}, headers=JSON_TYPE)
@@ -513,7 +517,14 @@ def _types() -> Iterator[Case]:
         {"signature_name": "string", "instances": [[{"b64": "+/8="}]]},
         Raw('{"predictions":[["\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"]]}'),
     )
-    for text in ("*", "-_8=", "a"):
+    for text in ("", "aGk=", "aGk", "aG k", " aGk =\n", "aGk.", "aGl="):
+        yield _post(
+            path,
+            of("string", {"b64": text}),
+            {"outputs": "hi" if text else ""},
+            needs="no batching",
+        )
+    for text in ("*", "-_8=", "a", "aGk==", "YQ=", "YWJj=", "aG=k", "\u00e9"):
         yield _post(path, of("string", [{"b64": text}]), "Unable to base64 decode", "bad base64")
     yield _post(
         path,
@@ -546,6 +557,8 @@ def _types() -> Iterator[Case]:
         "type that JSON cannot hold, input",
         status=501,
     )
+    yield _post(path, of("float16", [[]]), {"outputs": [[]]})
+    yield _post(path, {"signature_name": "float16", "instances": [[]]}, {"predictions": [[]]})
     yield _post(
         path,
         {"signature_name": "float16", "instances": [1.0]},
