@@ -12,7 +12,7 @@ import itertools
 import json
 import re
 from array import array as packed
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -443,10 +443,45 @@ def tensor_from_proto(alias: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
     try:
         if proto.tensor_shape.unknown_rank or any(size < 0 for size in dims):
             raise ValueError(f"incomplete shape {dims}")  # numpy would guess a size
-        array = tf.make_ndarray(proto)
-    except (ValueError, TypeError, MemoryError) as error:
+        try:
+            array = tf.make_ndarray(proto)
+        except OverflowError:
+            array = tf.make_ndarray(_wrapped(proto))
+    except (ValueError, TypeError, MemoryError, KeyError) as error:
         raise invalid_argument(f"tensor parsing error: {alias}") from error
     return np.asarray(array)
+
+
+def _wrapped(proto: tensor_pb2.TensorProto) -> tensor_pb2.TensorProto:
+    """With values beyond a small integer type cut to its bits, as a C++ cast does."""
+    is_half = proto.dtype in (types_pb2.DT_HALF, types_pb2.DT_BFLOAT16)
+    dtype = np.dtype(np.uint16 if is_half else tf.as_dtype(proto.dtype).as_numpy_dtype)
+    wrapped = tensor_pb2.TensorProto()
+    wrapped.CopyFrom(proto)
+    field = wrapped.half_val if is_half else wrapped.int_val
+    field[:] = np.array(field, np.int64).astype(dtype).tolist()
+    return wrapped
+
+
+class Tensors(Mapping[str, np.ndarray]):
+    """A request's tensors by alias. Each is read when it is asked for, so that what the protocol
+    looks at before them comes before their faults.
+    """
+
+    def __init__(self, protos: Mapping[str, tensor_pb2.TensorProto]) -> None:
+        self.protos = protos
+
+    def __getitem__(self, alias: str) -> np.ndarray:
+        return tensor_from_proto(alias, self.protos[alias])
+
+    def __contains__(self, alias: object) -> bool:
+        return alias in self.protos
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.protos)
+
+    def __len__(self) -> int:
+        return len(self.protos)
 
 
 def tensor_to_proto(array: np.ndarray, *, as_content: bool = False) -> tensor_pb2.TensorProto:

@@ -19,7 +19,7 @@ from tensorflow_serving.apis import (
 )
 
 from model.signatures import SERVING_DEFAULT
-from serving.codec import Arrays, tensor_from_proto
+from serving.codec import Arrays, Tensors
 from serving.errors import Code, ServingError, invalid_argument
 from serving.timing import Timing
 
@@ -66,10 +66,9 @@ def predict(
     timing: Timing | None = None,
 ) -> Arrays:
     """The outputs by alias; which model the request names is the caller's matter."""
-    inputs = {alias: tensor_from_proto(alias, proto) for alias, proto in request.inputs.items()}
     return servable.run(
         request.model_spec.signature_name,
-        inputs,
+        Tensors(request.inputs),
         list(request.output_filter),
         timeout=timeout,
         timing=timing,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -27,7 +28,7 @@ from tensorflow_serving.apis import (
 
 from model.signatures import SERVING_DEFAULT
 from serving import model_configs
-from serving.codec import Arrays, tensor_from_proto, tensor_to_proto
+from serving.codec import Arrays, Tensors, tensor_from_proto, tensor_to_proto
 from serving.config import ConfigError, ModelConfig, ServerConfig
 from serving.errors import BY_NUMBER, Code, ServingError
 from serving.keys import read_keys
@@ -61,7 +62,7 @@ class RemoteServable:
     def run(
         self,
         signature_name: str,
-        inputs: Arrays,
+        inputs: Mapping[str, np.ndarray],
         output_filter: Sequence[str] = (),
         *,
         timeout: float | None = None,
@@ -75,7 +76,9 @@ class RemoteServable:
         timing.version, timing.signature = self.version, signature_name or SERVING_DEFAULT
         request = predict_pb2.PredictRequest(
             model_spec=_spec(self._target, signature_name),
-            inputs={alias: tensor_to_proto(array) for alias, array in inputs.items()},
+            inputs=inputs.protos
+            if isinstance(inputs, Tensors)
+            else {alias: tensor_to_proto(array) for alias, array in inputs.items()},
             output_filter=output_filter,
         )
         began = time.perf_counter()

@@ -5,12 +5,11 @@ TensorFlow 1 too, and it gives the signatures as they were written.
 """
 
 import functools
-import itertools
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,7 +144,7 @@ class Servable:
     def run(
         self,
         signature_name: str,
-        inputs: Arrays,
+        inputs: Mapping[str, np.ndarray],
         output_filter: Sequence[str] = (),
         *,
         timeout: float | None = None,
@@ -172,7 +171,7 @@ class Servable:
     async def run_in_loop(
         self,
         signature_name: str,
-        inputs: Arrays,
+        inputs: Mapping[str, np.ndarray],
         *,
         timeout: float | None,
         timing: Timing,
@@ -185,7 +184,11 @@ class Servable:
         return wanted.by_alias(results)
 
     def _wanted(
-        self, signature_name: str, inputs: Arrays, output_filter: Sequence[str], timing: Timing
+        self,
+        signature_name: str,
+        inputs: Mapping[str, np.ndarray],
+        output_filter: Sequence[str],
+        timing: Timing,
     ) -> "_Wanted":
         signature_name = signature_name or SERVING_DEFAULT
         signature = self.signatures.get(signature_name)
@@ -194,11 +197,12 @@ class Servable:
                 Code.FAILED_PRECONDITION, f'Serving signature key "{signature_name}" not found.'
             )
         timing.version, timing.signature = self.version, signature_name
-        feeds = _feeds(signature, inputs)
+        feeds, dtypes = _feeds(signature, inputs)
         tensors = {
             alias: signature.outputs[alias].name
             for alias in _output_aliases(signature, output_filter)
         }
+        _check_dtypes(feeds, dtypes)
         key = (tuple(feeds), tuple(sorted(set(tensors.values()))))
         return _Wanted(key, tuple(feeds.values()), tensors)
 
@@ -234,8 +238,8 @@ class Servable:
 
     def _make_call(self, key: Key):  # type: ignore[no-untyped-def]
         """The tensors of `key` in the form the session takes them."""
-        tensor = self._session.graph.get_tensor_by_name
-        return tuple([tensor(name)._as_tf_output() for name in names] for names in key)
+        graph = self._session.graph
+        return tuple([_tensor(graph, name)._as_tf_output() for name in names] for names in key)
 
 
 def loader(config: ServerConfig) -> Loader:
@@ -385,8 +389,12 @@ def _as_array(result: np.ndarray | bytes) -> np.ndarray:
     return np.asarray(result, dtype=object if isinstance(result, bytes) else None)
 
 
-def _feeds(signature: meta_graph_pb2.SignatureDef, inputs: Arrays) -> Arrays:
-    """The arrays to feed, by tensor name in sorted order, so that equal feeds share a callable."""
+def _feeds(
+    signature: meta_graph_pb2.SignatureDef, inputs: Mapping[str, np.ndarray]
+) -> tuple[Arrays, dict[str, int]]:
+    """The arrays to feed, by tensor name in sorted order, so that equal feeds share a callable; and
+    the DataTypes that they should have.
+    """
     wanted = signature.inputs.keys()
     too_few = len(inputs) < len(wanted) and not signature.defaults
     if len(inputs) > len(wanted) or too_few:
@@ -410,7 +418,10 @@ def _feeds(signature: meta_graph_pb2.SignatureDef, inputs: Arrays) -> Arrays:
                 f"no default value provided. Inputs expected to be in the set {_braces(wanted)}."
             )
         dtypes[info.name] = info.dtype
-    feeds = dict(sorted(feeds.items()))
+    return dict(sorted(feeds.items())), dtypes
+
+
+def _check_dtypes(feeds: Arrays, dtypes: Mapping[str, int]) -> None:
     for i, (tensor, array) in enumerate(feeds.items()):
         provided = tf.as_dtype(array.dtype).as_datatype_enum
         if provided != dtypes[tensor]:
@@ -418,21 +429,35 @@ def _feeds(signature: meta_graph_pb2.SignatureDef, inputs: Arrays) -> Arrays:
                 f"Expects arg[{i}] to be {type_name(dtypes[tensor])} "
                 f"but {type_name(provided)} is provided"
             )
-    return feeds
+
+
+def _tensor(graph: tf.Graph, name: str) -> tf.Tensor:
+    """A tensor of a signature; one that the graph lacks is refused in the session's own words."""
+    node, _, index = name.partition(":")
+    try:
+        outputs = graph.get_operation_by_name(node).outputs
+    except (KeyError, ValueError) as error:
+        raise ServingError(Code.NOT_FOUND, f"FetchOutputs node {name}: not found") from error
+    if int(index or 0) >= len(outputs):
+        raise invalid_argument(
+            f"FetchOutputs {node}:{index or 0}: output index too large, must be < {len(outputs)}"
+        )
+    return outputs[int(index or 0)]
 
 
 def _output_aliases(
     signature: meta_graph_pb2.SignatureDef, output_filter: Sequence[str]
 ) -> list[str]:
+    seen = set()
     for alias in output_filter:
         if alias not in signature.outputs:
             raise invalid_argument(
                 f"output tensor alias not found in signature: {alias} "
                 f"Outputs expected to be in the set {_braces(signature.outputs)}."
             )
-    for first, second in itertools.pairwise(sorted(output_filter)):
-        if first == second:
-            raise invalid_argument(f"duplicate output tensor alias: {first}")
+        if alias in seen:
+            raise invalid_argument(f"duplicate output tensor alias: {alias}")
+        seen.add(alias)
     return list(output_filter) or sorted(signature.outputs)
 
 

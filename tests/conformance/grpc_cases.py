@@ -108,7 +108,36 @@ def _predict() -> Iterator[Case]:
         "output tensor alias not found in signature: {} Outputs expected to be in the set {{{}}}."
     )
     yield _call("Predict", _half(output_filter=["z"]), filtered.format("z", "y"))
-    yield _call("Predict", _half(output_filter=["y", "y"]), "duplicate output tensor alias: y")
+    for aliases in (["y", "y"], ["y", "y", "z"]):
+        yield _call("Predict", _half(output_filter=aliases), "duplicate output tensor alias: y")
+    # What comes before what.
+    broken = "dtype: DT_INVALID"
+    yield _call(
+        "Predict",
+        _half(signature_name="other", inputs={"x": broken}),
+        'Serving signature key "other" not found.',
+        code="FAILED_PRECONDITION",
+    )
+    yield _call(
+        "Predict",
+        _half(inputs={"x": broken, "z": broken}),
+        (size + extra).format(2, 1, "x,z", "x", "z", ""),
+    )
+    yield _call("Predict", _half(inputs={"z": broken}), words("Signature input alias: x"))
+    yield _call(
+        "Predict", _half(inputs={"x": broken}, output_filter=["z"]), "tensor parsing error: x"
+    )
+    yield _call(
+        "Predict",
+        _half(inputs={"x": ("int32", [1])}, output_filter=["z"]),
+        filtered.format("z", "y"),
+    )
+    yield _call(
+        "Predict",
+        {"name": "half_tf2", "signature_name": "__saved_model_init_op"},
+        words("FetchOutputs NoOp:0: output index too large, must be < 0"),
+        needs="no method_check",
+    )
     yield _call(
         "Predict",
         _half(output_filter=["z" * 2000]),
@@ -219,7 +248,19 @@ def _tensors() -> Iterator[Case]:
         of("string", f'dtype: DT_STRING {shape} string_val: ["a", "b"]'),
         {"y": ["a", "b", "b"]},
     )
+    # Cut to the type's bits, as C++ does.
+    for name, dtype, field, found in (
+        ("int8", "DT_INT8", "int_val: [300, -129]", [44, 127, 127]),
+        ("uint8", "DT_UINT8", "int_val: -1", [255] * 3),
+        ("int16", "DT_INT16", "int_val: [32768, 1, 2]", [-32768, 1, 2]),
+        ("float16", "DT_HALF", "half_val: [80896]", [1.0] * 3),
+    ):
+        yield _call("Predict", of(name, f"dtype: {dtype} {shape} {field}"), {"y": found})
     for proto in (
+        "dtype: DT_RESOURCE",
+        "dtype: DT_VARIANT",
+        "dtype: DT_FLOAT_REF float_val: 1",
+        "dtype: DT_FLOAT tensor_shape { unknown_rank: true } float_val: 1",
         f'dtype: DT_FLOAT {shape} tensor_content: "abc"',
         f"dtype: DT_FLOAT {shape} float_val: [1, 2, 3, 4]",
         "dtype: DT_FLOAT tensor_shape { dim { size: -1 } } float_val: 1",
