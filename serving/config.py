@@ -133,7 +133,9 @@ class ServerConfig:
     version: bool = _flag(False, "M", "print two lines of versions and exit")
     flush_filesystem_caches: bool = _flag(True, "I", "drop the page cache after loading")
     remove_unused_fields_from_bundle_metagraph: bool = _flag(True, "I", "save memory")
-    enable_profiler: bool = _flag(True, "I", "gRPC ProfilerService")
+    enable_profiler: bool = _flag(
+        True, "A", "traces by gRPC ProfilerService; an admin's, with keys"
+    )
     prefer_tflite_model: bool = _flag(False, "X", "serve model.tflite", refusal=NO_TFLITE)
     num_tflite_pools: int = _flag(0, "X", "pools of TFLite interpreters", refusal=NO_TFLITE)
     num_tflite_interpreters_per_pool: int = _flag(

@@ -32,6 +32,7 @@ from serving.codec import tensor_to_proto
 from serving.config import ConfigError, ServerConfig
 from serving.errors import INTERNAL_TEXT, Code, ServingError, as_serving_error, invalid_argument
 from serving.keys import Keys
+from serving.profiler import Profiler
 from serving.rates import RateLimit
 from serving.repository import Repository
 from serving.service import Service, num_threads
@@ -93,6 +94,8 @@ class GrpcServer:
             }
             handler = grpc.method_handlers_generic_handler(name, handlers)
             self.server.add_generic_rpc_handlers([handler])
+        if config.enable_profiler and config.engine != "remote":
+            self.server.add_generic_rpc_handlers([Profiler(Keys.from_config(config)).handler()])
         names = list(_SERVICES)
         if config.enable_grpc_healthcheck_service:
             from grpc_health.v1 import health, health_pb2_grpc

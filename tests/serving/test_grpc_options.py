@@ -246,3 +246,59 @@ def test_channel_arguments_reach_the_server(repository, socket_path):
         status = get_model_status_pb2.GetModelStatusRequest()
         status.model_spec.name = "mixed"
         assert model_service_pb2_grpc.ModelServiceStub(channel).GetModelStatus(status, timeout=10)
+
+
+def profile(channel, milliseconds, session="a", *, key=(), in_answer=True):
+    """A trace under way: field 1 is its length, 6 the session, 9 asks for it in the answer."""
+    body = (
+        b"\x08"
+        + bytes([milliseconds & 0x7F | 0x80, milliseconds >> 7])
+        + b"2\x01"
+        + session.encode()
+    )
+    call = channel.unary_unary("/tensorflow.ProfilerService/Profile")
+    return call.future(body + b"H\x01" * in_answer, timeout=20, metadata=key)
+
+
+def terminate(channel, session):
+    return channel.unary_unary("/tensorflow.ProfilerService/Terminate")(
+        b"\n\x01" + session.encode(), timeout=10
+    )
+
+
+def test_a_trace_shows_what_ran_meanwhile(repository, socket_path):
+    with channel_to(repository, socket_path) as (channel, *_):
+        both = [profile(channel, 100, session) for session in "ab"]
+        while not all(trace.done() for trace in both):
+            predict(channel)(PREDICT, timeout=10)
+        found = {trace.code().name: trace for trace in both}
+        assert set(found) == {"OK", "ALREADY_EXISTS"}  # one at a time
+        trace = found["OK"].result()
+        assert b"/host:CPU" in trace and b"AddV2" in trace
+        # Without being asked otherwise: as a file that the client writes.
+        assert b"xplane.pb" in profile(channel, 1, in_answer=False).result()
+
+
+def test_a_trace_ends_when_told(repository, socket_path):
+    with channel_to(repository, socket_path) as (channel, *_):
+        trace = profile(channel, 16_000)
+        while True:
+            with contextlib.suppress(grpc.RpcError):  # not begun yet
+                terminate(channel, "a")
+                break
+        assert trace.result(timeout=10)
+        with pytest.raises(grpc.RpcError) as caught:
+            terminate(channel, "a")
+        assert caught.value.code().name == "NOT_FOUND"
+
+
+def test_no_trace_without_an_admins_key_or_where_it_is_off(repository, socket_path, monkeypatch):
+    monkeypatch.setenv(API_KEYS, "user-key-0123456789")
+    monkeypatch.setenv(ADMIN_KEYS, "admin-key-0123456789")
+    with channel_to(repository, socket_path) as (channel, *_):
+        key = (("x-api-key", "user-key-0123456789"),)
+        assert profile(channel, 1, key=key).code().name == "PERMISSION_DENIED"
+        key = (("x-api-key", "admin-key-0123456789"),)
+        assert profile(channel, 1, key=key).code().name == "OK"
+    with channel_to(repository, socket_path, enable_profiler=False) as (channel, *_):
+        assert profile(channel, 1, key=key).code().name == "UNIMPLEMENTED"
