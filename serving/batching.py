@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,36 +128,48 @@ class Task:
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
     batch_rows: int = 0
-    # The event loop of whoever waits in one; None is a thread that waits.
-    loop: asyncio.AbstractEventLoop | None = None
-    # A bare lock wakes its one waiter in half the time of an Event.
-    _running: threading.Lock = field(default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
-        if self.loop:
-            self._done = self.loop.create_future()
-        else:
-            self._running.acquire()
+    _is_finished: bool = False
+    _go_on: Callable[[], object] | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def finish(self) -> None:
-        if self.loop:
-            self.loop.call_soon_threadsafe(_resolve, self._done)
-        else:
-            self._running.release()
+        with self._lock:
+            self._is_finished = True
+        if self._go_on:
+            self._go_on()
+
+    def then(self, go_on: Callable[[], object]) -> None:
+        """Calls `go_on` when the batch is done: in its thread, or here and now if it is already."""
+        with self._lock:
+            if not self._is_finished:
+                self._go_on = go_on
+                return
+        go_on()
 
     def wait(self) -> None:
-        self._running.acquire()
+        """Holds this thread until the batch is done."""
+        running = threading.Lock()  # wakes its one waiter in half the time of an Event
+        running.acquire()
+        self.then(running.release)
+        running.acquire()
 
     async def wait_in_loop(self) -> None:
-        await self._done
+        """As `wait`, for a coroutine of asyncio, which holds no thread."""
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        self.then(lambda: loop.call_soon_threadsafe(_resolve, done))
+        await done
 
     def split(self, sizes: Sequence[int]) -> "list[Task]":
         parts, start = [], 0
         for size in sizes:
             inputs = tuple(array[start : start + size] for array in self.inputs)
-            parts.append(Task(inputs, size, self.enqueued, self.deadline, loop=self.loop))
+            parts.append(Task(inputs, size, self.enqueued, self.deadline))
             start += size
         return parts
+
+
+Wait = Callable[[Task], Awaitable[None]]
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
@@ -312,7 +324,7 @@ class Pool:
 class Batcher:
     """One version's runs, batched. Safe to call from many threads; each waits for its batch.
 
-    Whoever waits in an event loop holds no thread, and is not to be cancelled while it waits.
+    Whoever waits in a coroutine holds no thread, and is not to be cancelled while it waits.
     """
 
     def __init__(self, parameters: BatchingParameters, pool: Pool, run: Run) -> None:
@@ -329,18 +341,23 @@ class Batcher:
         UNAVAILABLE when too much is waiting, RESOURCE_EXHAUSTED when the wait took all the time,
         and whatever the batch's run raises.
         """
-        parts = self._submit(key, inputs, timeout, None)
+        parts = self._submit(key, inputs, timeout)
         for part in parts:
             part.wait()
         return self._together(parts, timing)
 
-    async def run_in_loop(
-        self, key: Key, inputs: tuple[np.ndarray, ...], timeout: float | None, timing: Timing
+    async def run_without_thread(
+        self,
+        key: Key,
+        inputs: tuple[np.ndarray, ...],
+        timeout: float | None,
+        timing: Timing,
+        wait: Wait,
     ) -> Sequence[np.ndarray]:
-        """As `run`, for a caller in an event loop."""
-        parts = self._submit(key, inputs, timeout, asyncio.get_running_loop())
+        """As `run`, for a coroutine that waits for a task by `await wait(task)`."""
+        parts = self._submit(key, inputs, timeout)
         for part in parts:
-            await part.wait_in_loop()
+            await wait(part)
         return self._together(parts, timing)
 
     def _submit(
@@ -348,14 +365,13 @@ class Batcher:
         key: Key,
         inputs: tuple[np.ndarray, ...],
         timeout: float | None,
-        loop: asyncio.AbstractEventLoop | None,
     ) -> list[Task]:
         rows = _num_rows(inputs)
         for _ in inputs:
             metrics.observe_batch_input(rows)
         now = self._pool.clock()
         deadline = math.inf if timeout is None else now + timeout
-        return self._pool.submit(self, key, Task(inputs, rows, now, deadline, loop=loop))
+        return self._pool.submit(self, key, Task(inputs, rows, now, deadline))
 
     def _together(self, parts: list[Task], timing: Timing) -> Sequence[np.ndarray]:
         timing.queue += max(part.queue_seconds for part in parts)

@@ -7,9 +7,7 @@ request that is turned away is answered before its body is read, and holds nothi
 import asyncio
 import json
 import logging
-import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -18,6 +16,7 @@ from serving.config import ServerConfig
 from serving.errors import INTERNAL_TEXT, Code, ServingError, as_serving_error
 from serving.keys import Keys
 from serving.rates import RateLimit
+from serving.request_ids import REQUEST_ID, request_id_of
 from serving.service import Service
 from serving.telemetry import Tracer
 
@@ -34,7 +33,6 @@ RETRY_SECONDS = 1  # what those turned away are told to wait
 SLOWEST = 32 * 1024  # bytes a second that a body must come with after its first seconds
 LOOK_SECONDS = 0.05  # how long a request runs before it is asked whether its caller is still there
 BODIES = 8  # of the largest size, that may be held at once
-NOT_PLAIN = re.compile(r"[^A-Za-z0-9._:/-]")
 
 TOO_LARGE, TOO_SLOW = 413, 408
 
@@ -302,7 +300,7 @@ class _Answer:
         await self._send({"type": "http.response.body", "body": body})
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
-        headers = [(b"x-request-id", self._request_id.encode())]
+        headers = [(REQUEST_ID.encode(), self._request_id.encode())]
         state = self._scope.get("state", {})
         if version := state.get("model_version"):
             headers.append((b"x-model-version", str(version).encode()))
@@ -310,14 +308,6 @@ class _Answer:
             parts = (f"{stage};dur={1000 * seconds:.3f}" for stage, seconds in split.items())
             headers.append((b"server-timing", ", ".join(parts).encode()))
         return headers
-
-
-def request_id_of(headers: dict[str, str]) -> str:
-    """The caller's x-request-id, if it can stand in a header and a log, else a new one."""
-    given = headers.get("x-request-id", "")
-    if 0 < len(given) <= 128 and not NOT_PLAIN.search(given):
-        return given
-    return uuid.uuid4().hex
 
 
 def _address(scope: MutableMapping[str, Any]) -> str:

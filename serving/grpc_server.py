@@ -1,16 +1,19 @@
 """The gRPC front end: TensorFlow Serving's PredictionService and ModelService.
 
 One function, `Calls.answer`, takes every request and is the only place where an exception becomes
-a status; what a method does is a plain function of a repository. Requests run in gRPC's own
-threads: on the event loop each cost twice the processor time, most of it on the way between both.
+a status; what a method does is a plain function of a repository. A request has a thread of gRPC's
+own once its message is there. Only a small prediction of a model that is batched has none: it is
+begun by the thread that hears of calls, waits for its batch in no thread, and one thread that all
+share writes the answers. On REST's event loop each cost twice the processor time.
 """
 
 import logging
+import queue
 import re
+import threading
 import time
-import uuid
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import types
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from typing import Any
 
 import grpc
@@ -28,22 +31,23 @@ from tensorflow_serving.apis import (
 
 from model.signatures import SERVING_DEFAULT
 from serving import inference, metrics, model_configs, text_config
-from serving.codec import tensor_to_proto
+from serving.batching import Task
+from serving.codec import Tensors, tensor_to_proto
 from serving.config import ConfigError, ServerConfig
 from serving.errors import INTERNAL_TEXT, Code, ServingError, as_serving_error, invalid_argument
+from serving.grpc_calls import Call, Handler, Threads
 from serving.keys import Keys
 from serving.profiler import Profiler
 from serving.rates import RateLimit
 from serving.repository import Repository
-from serving.service import Service, num_threads
+from serving.request_ids import REQUEST_ID, request_id_of
+from serving.service import Service, is_small, needs_no_thread, num_threads
 from serving.timing import Timing
 
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 MAX_ERROR_BYTES = 1024
-REQUEST_ID = "x-request-id"
-NOT_PLAIN = re.compile(r"[^A-Za-z0-9._:/-]")
 
 # Messages cross as bytes and are read here: one that is none gets an answer of ours.
 _PREDICTION = {
@@ -66,6 +70,10 @@ _HEALTHY = ("", "ModelService", "PredictionService")
 _INFERENCE = ("Predict", "Classify", "Regress", "MultiInference")
 
 
+# Its steps end where it waits for a task.
+Waiting = Coroutine[Task, None, None]
+
+
 class GrpcServer:
     """Both services, and those for health and reflection where they are asked for.
 
@@ -77,19 +85,18 @@ class GrpcServer:
     ) -> None:
         self._config, self._health = config, None
         threads = config.grpc_max_threads or num_threads(config)
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
+        self._threads = Threads(threads, thread_name_prefix="grpc")
         self.server = grpc.server(
             self._threads,
             interceptors=[KeyedReflection(config)] if config.grpc_reflection else [],
             options=_options(config),
             maximum_concurrent_rpcs=threads + config.max_waiting_requests,
         )
-        calls = Calls(service, config, rates)
+        self._replies = Replies(self._threads)
+        calls = Calls(service, config, self._threads, self._replies, rates)
         for name, methods in _SERVICES.items():
             handlers = {
-                method: grpc.unary_unary_rpc_method_handler(
-                    calls.method(method, kind), response_serializer=_serialize
-                )
+                method: grpc.unary_unary_rpc_method_handler(calls.handler(method, kind))
                 for method, kind in methods.items()
             }
             handler = grpc.method_handlers_generic_handler(name, handlers)
@@ -148,6 +155,7 @@ class GrpcServer:
     def stop(self, seconds: float) -> None:
         """Ends what still runs after `seconds`."""
         self.server.stop(seconds).wait()
+        self._replies.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -175,57 +183,118 @@ class KeyedReflection(grpc.ServerInterceptor):
         return continuation(call)
 
 
+class Replies:
+    """One thread that goes on with all answers whose batch is done."""
+
+    def __init__(self, threads: Threads) -> None:
+        self._threads = threads  # for large ones
+        self._done: queue.SimpleQueue[tuple[Waiting, Task] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def begin(self, answer: Waiting) -> None:
+        """Runs it until it waits; it goes on when what it waits for is done."""
+        if self._thread is None:
+            self._start()
+        self._go_on(answer)
+
+    def close(self) -> None:
+        if self._thread:
+            self._done.put(None)
+            self._thread.join()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="grpc-replies", daemon=True)
+                self._thread.start()
+
+    def _work(self) -> None:
+        while waited := self._done.get():
+            answer, task = waited
+            if is_small(task.outputs):
+                self._go_on(answer)
+            else:
+                self._threads.submit(self._go_on, answer)
+
+    def _go_on(self, answer: Waiting) -> None:
+        try:
+            task = answer.send(None)
+        except StopIteration:
+            return
+        task.then(lambda: self._done.put((answer, task)))
+
+
+@types.coroutine
+def _done(task: Task) -> Generator[Task, None, None]:
+    """What an answer that `Replies` runs awaits."""
+    yield task
+
+
 class Calls:
     """Answers every method of both services."""
 
     def __init__(
-        self, service: Service, config: ServerConfig, rates: RateLimit | None = None
+        self,
+        service: Service,
+        config: ServerConfig,
+        threads: Threads,
+        replies: Replies,
+        rates: RateLimit | None = None,
     ) -> None:
         self._service, self._config = service, config
+        self._threads, self._replies = threads, replies
         self._keys, self._rates = Keys.from_config(config), rates
         self._work: dict[str, Callable[..., Any]] = {
-            "Predict": self._predict,
             "Classify": self._classify,
             "Regress": self._regress,
             "MultiInference": self._multi_inference,
             "GetModelMetadata": _metadata,
             "GetModelStatus": _status,
-            "HandleReloadConfigRequest": self._reload,
         }
 
-    def method(self, name: str, kind: Any) -> Callable[[bytes, Any], Any]:
-        def call(body: bytes, context: grpc.ServicerContext) -> Any:
-            return self.answer(name, kind, body, context)
+    def handler(self, method: str, kind: Any) -> Handler:
+        def begin(call: Call) -> None:
+            is_held = method == "Predict" and needs_no_thread(self._config, len(call.body))
+            answer = self.answer(method, kind, call, is_held=is_held)
+            if is_held:
+                self._replies.begin(answer)
+            else:
+                self._threads.submit(_to_the_end, answer)
 
-        return call
+        return Handler(begin)
 
-    def answer(self, method: str, kind: Any, body: bytes, context: grpc.ServicerContext) -> Any:
-        """The one place where an exception becomes a gRPC status."""
+    async def answer(self, method: str, kind: Any, call: Call, *, is_held: bool) -> None:
+        """The one place where an exception becomes a gRPC status. It waits in its thread, or where
+        `is_held` for tasks that `Replies` waits for."""
         began = time.perf_counter()
         timing, model = Timing(), ""
-        headers = _headers(context.invocation_metadata())
+        headers = _headers(call.metadata)
+        told = [(REQUEST_ID, request_id_of(headers))]
         try:
-            context.send_initial_metadata([(REQUEST_ID, _request_id(headers))])
             who = self._keys.check(headers, admin=method == "HandleReloadConfigRequest")
-            self._check_rate(who or _host(context.peer()))
-            request = _read(kind, body)
+            self._check_rate(who or _host(call.peer))
+            request = _read(kind, call.body)
             model = _model_of(request)
             timing.parse = time.perf_counter() - began
-            answer = self._run(method, request, timing, context)
+            with self._service.caller() as repository:
+                response = await self._run(
+                    method, repository, request, timing, call.seconds_left(), is_held
+                )
+                answer = response.SerializeToString()
+                if method in _INFERENCE:
+                    metrics.count_request(model, Code.OK.name)
+                    seconds = time.perf_counter() - began
+                    metrics.observe_request(model, method, "GRPC", timing, seconds)
+                call.reply(answer, told)
         except Exception as error:
             known = as_serving_error(error)
             if known is None:
                 log.exception("%s failed", method)
                 known = ServingError(Code.INTERNAL, INTERNAL_TEXT)
-        else:
             if method in _INFERENCE:
-                metrics.count_request(model, Code.OK.name)
-                seconds = time.perf_counter() - began
-                metrics.observe_request(model, method, "GRPC", timing, seconds)
-            return answer
-        if method in _INFERENCE:
-            metrics.count_request(model, known.code.name)
-        context.abort(grpc.StatusCode[known.code.name], _cut(known.message))
+                metrics.count_request(model, known.code.name)
+            call.refuse(grpc.StatusCode[known.code.name], _cut(known.message), told)
 
     def _check_rate(self, who: str) -> None:
         if self._rates and (seconds := self._rates.wait(who)):
@@ -235,24 +304,48 @@ class Calls:
                 f"More than --rate-limit={self._config.rate_limit}; come again in {seconds:.0f} s.",
             )
 
-    def _run(self, method: str, request: Any, timing: Timing, context: Any) -> Any:
-        work, timeout = self._work[method], context.time_remaining()
+    async def _run(
+        self,
+        method: str,
+        repository: Repository,
+        request: Any,
+        timing: Timing,
+        timeout: float | None,
+        is_held: bool,
+    ) -> Any:
         if method == "HandleReloadConfigRequest":
-            return self._service.run_here(work, request, timeout)
+            return self._reload(repository, request, timeout)
         if method not in _INFERENCE:
-            return self._service.run_here(work, request)
+            return self._work[method](repository, request)
         if timeout is not None and timeout <= 0:
             raise ServingError(Code.DEADLINE_EXCEEDED, "The deadline was over on arrival.")
-        return self._service.run_here(work, request, timeout, timing)
+        if method == "Predict":
+            return await self._predict(repository, request, timeout, timing, is_held)
+        return self._work[method](repository, request, timeout, timing)
 
-    def _predict(
-        self, repository: Repository, request: Any, timeout: float | None, timing: Timing
+    async def _predict(
+        self,
+        repository: Repository,
+        request: Any,
+        timeout: float | None,
+        timing: Timing,
+        is_held: bool,
     ) -> predict_pb2.PredictResponse:
         name, version, label = _target(request)
         with repository.acquire(name, version, label) as servable:
             if self._config.enable_signature_method_name_check:
                 inference.check_predict_method(servable, request.model_spec.signature_name)
-            outputs = inference.predict(servable, request, timeout=timeout, timing=timing)
+            if is_held:
+                outputs = await servable.run_without_thread(
+                    request.model_spec.signature_name,
+                    Tensors(request.inputs),
+                    list(request.output_filter),
+                    timeout=timeout,
+                    timing=timing,
+                    wait=_done,
+                )
+            else:
+                outputs = inference.predict(servable, request, timeout=timeout, timing=timing)
             version = servable.version
         _observe(name, "Predict", timing, _rows(outputs))
         began = time.perf_counter()
@@ -352,8 +445,13 @@ def _read(kind: Any, body: bytes) -> Any:
         ) from error
 
 
-def _serialize(message: Any) -> bytes:
-    return bytes(message.SerializeToString())
+def _to_the_end(answer: Waiting) -> None:
+    """Runs an answer that waits in the thread itself."""
+    try:
+        answer.send(None)
+    except StopIteration:
+        return
+    raise RuntimeError("An answer with a thread of its own waits for somebody else")
 
 
 def _headers(metadata: Any) -> dict[str, str]:
@@ -367,14 +465,6 @@ def _model_of(request: Any) -> str:
     if isinstance(request, inference_pb2.MultiInferenceRequest):
         return request.tasks[0].model_spec.name if request.tasks else ""
     return getattr(getattr(request, "model_spec", None), "name", "")
-
-
-def _request_id(headers: Mapping[str, str]) -> str:
-    """The caller's, if it can stand in a header and a log, else a new one."""
-    given = headers.get(REQUEST_ID, "")
-    if 0 < len(given) <= 128 and not NOT_PLAIN.search(given):
-        return given
-    return uuid.uuid4().hex
 
 
 def _cut(message: str) -> str:

@@ -71,11 +71,11 @@ class Model:
     complaint: str = ""  # about its folder, so that each is logged once
 
     def newest(self, state: State) -> Version | None:
-        return max(
-            (v for v in self.versions.values() if v.state is state),
-            key=lambda v: v.number,
-            default=None,
-        )
+        found = None
+        for version in self.versions.values():
+            if version.state is state and (found is None or version.number > found.number):
+                found = version
+        return found
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from serving.errors import (
     invalid_argument,
 )
 from serving.repository import Repository
-from serving.service import Service
+from serving.service import Service, is_small, needs_no_thread
 from serving.timing import Timing
 
 log = logging.getLogger(__name__)
@@ -60,10 +60,6 @@ READ_PATH = re.compile(
 
 
 DEFAULTS = ServerConfig()
-
-# What the event loop reads and writes itself when a model is batched; more would hold others up.
-SMALL_BODY = 16 * 1024  # bytes
-SMALL_OUTPUT = 4 * 1024  # numbers or texts
 
 
 @dataclass(frozen=True)
@@ -180,7 +176,8 @@ async def _answer(service: Service, config: ServerConfig, request: Request, path
         )
         try:
             with _counted(call):
-                if _is_for_the_loop(call, config):
+                is_predict = call.method == "predict" and not call.is_gzip
+                if is_predict and needs_no_thread(config, len(call.body)):
                     content = await service.run_in_loop(_predict_in_loop, call, config)
                 else:
                     content = await service.run(_infer, call, config)
@@ -259,18 +256,6 @@ def _infer(repository: Repository, call: Call, config: ServerConfig) -> bytes:
     return content
 
 
-def _is_for_the_loop(call: Call, config: ServerConfig) -> bool:
-    """Whether a thread would only wait for the batch, and there is little to read before."""
-    return (
-        call.method == "predict"
-        and config.enable_batching
-        and not config.enable_per_model_batching_parameters
-        and config.engine != "remote"
-        and len(call.body) <= SMALL_BODY
-        and not call.is_gzip
-    )
-
-
 async def _predict_in_loop(repository: Repository, call: Call, config: ServerConfig) -> bytes:
     """As `_infer`, for a small request of a model whose runs are batched."""
     timing, start = call.timing, time.perf_counter()
@@ -280,11 +265,12 @@ async def _predict_in_loop(repository: Repository, call: Call, config: ServerCon
         inputs, row_format = _inputs_of(request, servable, signature_name, config)
         timing.parse = time.perf_counter() - start
         timeout = config.rest_api_timeout_in_ms / 1000 or None
-        outputs = await servable.run_in_loop(signature_name, inputs, timeout=timeout, timing=timing)
+        outputs = await servable.run_without_thread(
+            signature_name, inputs, timeout=timeout, timing=timing
+        )
     start = time.perf_counter()
     to_json = partial(codec.outputs_to_json, outputs, row_format=row_format)
-    is_small = sum(array.size for array in outputs.values()) <= SMALL_OUTPUT
-    content = to_json() if is_small else await asyncio.to_thread(to_json)
+    content = to_json() if is_small(outputs.values()) else await asyncio.to_thread(to_json)
     timing.serialize = time.perf_counter() - start
     return content
 

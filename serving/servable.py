@@ -28,6 +28,8 @@ from serving.batching import (
     BatchingParameters,
     Key,
     Pool,
+    Task,
+    Wait,
     configured_parameters,
     read_parameters,
 )
@@ -168,19 +170,24 @@ class Servable:
                 timing.compute += time.perf_counter() - start
         return wanted.by_alias(results)
 
-    async def run_in_loop(
+    async def run_without_thread(
         self,
         signature_name: str,
         inputs: Mapping[str, np.ndarray],
+        output_filter: Sequence[str] = (),
         *,
         timeout: float | None,
         timing: Timing,
+        wait: Wait = Task.wait_in_loop,
     ) -> Arrays:
-        """As `run`, of a model whose runs are batched, for a caller in an event loop."""
+        """As `run`, of a model whose runs are batched, for a coroutine; of asyncio if nothing else
+        is said by `wait`, which waits for a task."""
         if self._batcher is None:
             raise RuntimeError(f"Model {self.name} is not batched, so a run would hold the loop")
-        wanted = self._wanted(signature_name, inputs, (), timing)
-        results = await self._batcher.run_in_loop(wanted.key, wanted.arrays, timeout, timing)
+        wanted = self._wanted(signature_name, inputs, output_filter, timing)
+        results = await self._batcher.run_without_thread(
+            wanted.key, wanted.arrays, timeout, timing, wait
+        )
         return wanted.by_alias(results)
 
     def _wanted(

@@ -5,8 +5,10 @@ import concurrent.futures
 import contextlib
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import numpy as np
 
 from serving import metrics
 from serving.batching import configured_parameters
@@ -22,6 +24,10 @@ Result = TypeVar("Result")
 DEFAULT_THREADS = 4 * (os.cpu_count() or 1)
 MAX_THREADS = 256  # unless somebody asks for more
 
+# What a thread that hears of all callers reads and writes itself; more would hold the others up.
+SMALL_REQUEST = 16 * 1024  # bytes
+SMALL_OUTPUT = 4 * 1024  # numbers or texts
+
 
 def num_threads(config: ServerConfig) -> int:
     """Requests that may run at once: what the settings say, else enough to fill two batches.
@@ -34,6 +40,21 @@ def num_threads(config: ServerConfig) -> int:
     parameters = configured_parameters(config)
     rows = 2 * parameters.max_batch_size if parameters else 0
     return max(DEFAULT_THREADS, min(rows, MAX_THREADS))
+
+
+def needs_no_thread(config: ServerConfig, num_bytes: int) -> bool:
+    """Whether a Predict of so many bytes would only wait in its thread, for its batch."""
+    return (
+        config.enable_batching
+        and not config.enable_per_model_batching_parameters
+        and config.engine != "remote"
+        and num_bytes <= SMALL_REQUEST
+    )
+
+
+def is_small(outputs: Iterable[np.ndarray]) -> bool:
+    """Whether they are written as fast as they would be handed to a thread."""
+    return sum(output.size for output in outputs) <= SMALL_OUTPUT
 
 
 class Service:
@@ -59,7 +80,7 @@ class Service:
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._is_cut_off = False
-        self._callers = 0  # that compute in threads of their own
+        self._callers = 0  # inside of `caller`
         self._callers_changed = threading.Condition()
         metrics.watch("/stepwise/serving/waiting_requests", lambda: self.num_waiting)
         metrics.watch("/stepwise/serving/running_requests", lambda: self.num_running)
@@ -184,13 +205,9 @@ class Service:
         if not (self._running or self._streams):
             self._is_idle.set()
 
-    def run_here(
-        self,
-        work: Callable[Concatenate[Repository, P], Result],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> Result:
-        """`work(repository, ...)` in the thread of a caller that has one; drained as the others.
+    @contextlib.contextmanager
+    def caller(self) -> Iterator[Repository]:
+        """Counts who works on models by itself, in a thread of its own or none; for any thread.
 
         Raises UNAVAILABLE while draining.
         """
@@ -198,7 +215,7 @@ class Service:
             self._refuse_while_draining()
             self._callers += 1
         try:
-            return work(self.repository, *args, **kwargs)
+            yield self.repository
         finally:
             with self._callers_changed:
                 self._callers -= 1

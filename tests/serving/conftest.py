@@ -52,8 +52,8 @@ class Stubs:
 
 
 @contextlib.contextmanager
-def _serve_grpc(service: Service) -> Iterator[Stubs]:
-    server = GrpcServer(service, ServerConfig(port=0))
+def _serve_grpc(service: Service, config: ServerConfig | None = None) -> Iterator[Stubs]:
+    server = GrpcServer(service, config or ServerConfig(port=0))
     port = server.server.add_insecure_port("127.0.0.1:0")
     server.server.start()
     stubs = Stubs(port)
@@ -63,8 +63,8 @@ def _serve_grpc(service: Service) -> Iterator[Stubs]:
 
 
 @pytest.fixture(scope="session")
-def serve_grpc() -> Callable[[Service], contextlib.AbstractContextManager[Stubs]]:
-    """gRPC stubs of a server over a service, in this process."""
+def serve_grpc() -> Callable[..., contextlib.AbstractContextManager[Stubs]]:
+    """gRPC stubs of a server over a service, with settings or without, in this process."""
     return _serve_grpc
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import dataclasses
 import math
 import threading
 
@@ -529,22 +530,42 @@ async def test_callers_over_rest_wait_for_their_batch_without_a_thread(tmp_path)
     assert repository.stop(10)
 
 
-def test_callers_over_rest_and_grpc_share_a_batch(tmp_path, serve_grpc):
-    scale_model(tmp_path / "exports" / "m" / "1")
-    file = tmp_path / "batching"
-    # Two rows make a batch; one alone would wait for longer than this test may take.
-    file.write_text("max_batch_size { value: 2 } batch_timeout_micros { value: 60000000 }")
-    config, repository = batching_server(tmp_path / "exports", file)
+def scale_request(*rows):
     request = predict_pb2.PredictRequest()
     request.model_spec.name = "m"
-    request.inputs["x"].CopyFrom(tensor_to_proto(np.array([[4.0]], np.float32)))
+    request.inputs["x"].CopyFrom(tensor_to_proto(np.array(rows, np.float32)[:, None]))
+    return request
+
+
+def test_callers_over_rest_and_grpc_share_a_batch_and_grpc_takes_no_thread(tmp_path, serve_grpc):
+    scale_model(tmp_path / "exports" / "m" / "1")
+    file = tmp_path / "batching"
+    # Seven rows make a batch; fewer would wait for longer than this test may take.
+    file.write_text("max_batch_size { value: 7 } batch_timeout_micros { value: 60000000 }")
+    config, repository = batching_server(tmp_path / "exports", file)
+    config = dataclasses.replace(config, grpc_max_threads=1)
+    service = Service(repository, 1)
     with (
-        serve_grpc(Service(repository, num_threads(config))) as stubs,
-        TestClient(create_app(Service(repository, num_threads(config)), None, config)) as rest,
-        concurrent.futures.ThreadPoolExecutor(1) as threads,
+        serve_grpc(service, config) as stubs,
+        TestClient(create_app(Service(repository, 1), None, config)) as rest,
     ):
-        over_grpc = threads.submit(stubs.prediction.Predict, request, timeout=50)
+        predict = stubs.prediction.Predict.future
+        left = predict(scale_request(1.0, 1.0), timeout=50)
+        over_grpc = [predict(scale_request(row), timeout=50) for row in (4.0, 6.0, 8.0)]
+        filtered = scale_request(10.0)
+        filtered.output_filter.append("y")
+        over_grpc.append(predict(filtered, timeout=50))
+        wait_until(lambda: service.num_running == 5)
+        left.cancel()  # its rows stay in the batch
         answer = rest.post("/v1/models/m:predict", json={"instances": [[2.0]]})
         assert answer.json() == {"predictions": [[3.0]]}
-        assert list(over_grpc.result(50).outputs["y"].float_val) == [4.0]
+        outputs = [list(call.result(50).outputs["y"].float_val) for call in over_grpc]
+        assert outputs == [[4.0], [5.0], [6.0], [7.0]]
+        assert left.cancelled()
+        wait_until(lambda: service.num_running == 0)
+
+        unknown = scale_request(1.0)
+        unknown.output_filter.append("z")
+        error = predict(unknown, timeout=50).exception(50)
+        assert error.code().name == "INVALID_ARGUMENT" and "alias not found" in error.details()
     assert repository.stop(10)

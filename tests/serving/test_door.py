@@ -12,12 +12,13 @@ import pytest
 
 from serving import metrics
 from serving.config import ConfigError, ServerConfig
-from serving.door import Door, request_id_of
+from serving.door import Door
 from serving.errors import Code
 from serving.keys import API_KEYS
 from serving.launcher import check_exposure
 from serving.logs import JsonLines, configure
 from serving.rates import RateLimit
+from serving.request_ids import request_id_of
 from serving.service import Service
 from serving.timing import Timing
 
