@@ -491,6 +491,7 @@ def tensor_to_proto(array: np.ndarray, *, as_content: bool = False) -> tensor_pb
     """
     dtype = tf.as_dtype(array.dtype).as_datatype_enum
     proto = tensor_pb2.TensorProto(dtype=dtype)
+    proto.tensor_shape.SetInParent()  # of a scalar, too
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
     if dtype not in _PROTO_FIELDS:

@@ -1,5 +1,6 @@
 """Settings of the server, checked when made. Plain Python, so that `--help` answers at once."""
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 ENGINES = ("auto", "binary", "docker", "embedded", "remote")
 
 MAX_VERSION = 2**63 - 1
+VERSION_NAME = re.compile(r"-?[0-9]{1,100}")  # of a folder
 
 
 class ConfigError(ValueError):
@@ -300,7 +302,7 @@ def numbered_children(base_path: Path) -> list[tuple[int, Path]]:
     return [
         (int(child.name), child)
         for child in sorted(base_path.iterdir())
-        if child.name.isascii() and child.name.isdigit() and int(child.name) <= MAX_VERSION
+        if VERSION_NAME.fullmatch(child.name) and abs(int(child.name)) <= MAX_VERSION
     ]
 
 

@@ -536,6 +536,7 @@ def _status(
     response = get_model_status_pb2.GetModelStatusResponse()
     for number, state, error in repository.statuses(spec.name, version):
         entry = response.model_version_status.add(version=number, state=state.value)
+        entry.status.SetInParent()  # of a version without fault, too
         if error:
             entry.status.error_code = error.code.number
             entry.status.error_message = error.message

@@ -22,7 +22,7 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 from tensorflow.python.client import pywrap_tf_session
 
 from model.signatures import DECODE, SERVING_DEFAULT
-from serving import gate
+from serving import gate, metrics
 from serving.batching import (
     Batcher,
     BatchingParameters,
@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 MAX_CALLS = 256  # distinct sets of outputs asked for, per version
 MAX_TIMEOUT_MS = 2**31 - 1  # three weeks
 SMALL_MODEL = 64 * 1024 * 1024  # bytes of weights
+ML_METADATA_FILE = "assets.extra/mlmd_uuid"
 BATCHING_FILE = "batching_params.pbtxt"  # in a version's folder, where each has its own
 
 Loader = Callable[[str, int, Path], "Servable"]
@@ -315,6 +316,8 @@ def load(
     except BaseException:
         session.close()
         raise
+    if (path / ML_METADATA_FILE).exists():
+        metrics.mark_ml_metadata(name, version)
     return servable
 
 

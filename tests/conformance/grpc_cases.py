@@ -171,7 +171,7 @@ def _predict() -> Iterator[Case]:
     yield _call(
         "Predict",
         {"name": "mixed", "signature_name": "scalar", "inputs": X},
-        {"sum": 2.0},
+        {"sum": 2.0, "has_shapes": True},
         needs="no batching",
     )
     yield _call(
@@ -405,7 +405,7 @@ def _models() -> Iterator[Case]:
     status, metadata = "GetModelStatus", "GetModelMetadata"
     half = {"name": "half_plus_two"}
     fields = {"metadata_field": ["signature_def"]}
-    yield _call(status, half, {"states": [[2, 30, 0], [1, 30, 0]]})
+    yield _call(status, half, {"states": [[2, 30, 0], [1, 30, 0]], "has_status": True})
     yield _call(status, {**half, "version": 1}, {"states": [[1, 30, 0]]})
     yield _call(status, {**half, "label": "stable"}, {"states": [[2, 30, 0], [1, 30, 0]]})
     yield _call(

@@ -106,6 +106,7 @@ def warm(path: Path) -> None:
     file.parent.mkdir()
     with tf.io.TFRecordWriter(str(file)) as writer:
         writer.write(record.SerializeToString())
+    (file.parent / "mlmd_uuid").write_text("a key of ML Metadata", encoding="utf-8")
 
 
 def write(folder: Path) -> None:

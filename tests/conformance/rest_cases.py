@@ -806,10 +806,13 @@ def _settings() -> Iterator[Case]:
         r'entrypoint="REST",le="\+Inf"\} [1-9]',
         r'(?m)^:tensorflow:serving:runtime_latency_count\{model_name="half_plus_two",API="Predict",'
         r'runtime="TF1"\} [1-9]',
+        "(?m)^# TYPE :tensorflow:serving:mlmd_map gauge$",
+        r'(?m)^:tensorflow:serving:mlmd_map\{model_name="warm",version="1"\} 0$',
     ):
         yield _get(
             page, re.compile(pattern), needs="metrics", headers={"content-type": "text/plain"}
         )
+    yield Case(f"POST {page}", b"", 200, words("# TYPE"), needs="metrics")
     yield _get(page, words("Not Found"), status=404, needs="no metrics")
     predict = f"{TYPES}:predict"
     yield _post(

@@ -188,6 +188,7 @@ def _values(response: Any) -> dict[str, Any]:
         found["signature_name"] = response.model_spec.signature_name
     if isinstance(response, predict_pb2.PredictResponse):
         found |= {"fields": {}, "outputs": sorted(response.outputs)}
+        found["has_shapes"] = all(p.HasField("tensor_shape") for p in response.outputs.values())
         for alias, proto in response.outputs.items():
             found[alias] = _plain(tf.make_ndarray(proto).tolist())
             for field, value in proto.ListFields():
@@ -216,6 +217,7 @@ def _values(response: Any) -> dict[str, Any]:
         found["states"] = [
             [e.version, e.state, e.status.error_code] for e in response.model_version_status
         ]
+        found["has_status"] = all(e.HasField("status") for e in response.model_version_status)
     elif isinstance(response, get_model_metadata_pb2.GetModelMetadataResponse):
         signatures = get_model_metadata_pb2.SignatureDefMap()
         response.metadata["signature_def"].Unpack(signatures)

@@ -91,6 +91,13 @@ def test_the_highest_version_is_served_and_the_names_are_numbers(tmp_path, start
     assert loader.loaded == [("a", 9)]
 
 
+def test_a_number_may_be_negative_and_must_fit_in_64_bits(tmp_path, start, loader):
+    put(tmp_path, "a", "-5", "-12", str(2**63), "9" * 200)
+    repository = start()
+    wait_until(lambda: repository.readiness()[0])
+    assert version_of(repository) == -5
+
+
 def test_of_two_names_for_a_version_the_last_counts(tmp_path, start, caplog):
     put(tmp_path, "a", "3", "003")
     repository = start()
