@@ -1,10 +1,13 @@
 """Writes many texts at once: continuous batching over the steps of `serving/decoder.py`.
 
-One thread makes step after step: schedule, run, post-process. Callers are coroutines of any event
-loop; what they get is handed over once a step.
+One thread makes step after step: schedule, run, hand over; another reads prompts meanwhile. Callers
+are coroutines of any event loop, woken once a step, and make text of their tokens themselves: the
+engine's thread does nothing that somebody else has time for.
 """
 
 import asyncio
+import concurrent.futures
+import contextlib
 import functools
 import logging
 import math
@@ -23,7 +26,7 @@ from serving.decoder import Decoder, Staged, Written
 from serving.errors import INTERNAL_TEXT, Code, ServingError
 from serving.next_tokens import ModelText, Runs
 from serving.prefix_cache import PrefixCache
-from serving.scheduler import Job, Plan, Scheduler, State
+from serving.scheduler import Job, Plan, Read, Scheduler, State
 from serving.writing import Assembler, Piece, Request, TokenLogprob
 
 log = logging.getLogger(__name__)
@@ -37,16 +40,24 @@ class _Stream:
 
     request: Request
     job: Job
-    assembler: Assembler
     loop: asyncio.AbstractEventLoop
-    pieces: "asyncio.Queue[Piece | ServingError]" = field(default_factory=asyncio.Queue)
+    parts: "asyncio.Queue[_Part | ServingError]" = field(default_factory=asyncio.Queue)
     staged: Staged | None = None  # what was read of it and is in no row
     written: list[int] = field(default_factory=list)
-    text: str = ""  # of `written`, for tokenizers that are no concatenation of bytes
 
     @property
     def tokens(self) -> tuple[int, ...]:
         return (*self.job.prompt, *self.written)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a call wrote of one answer: row `row` of `written`."""
+
+    tokens: list[int]
+    reason: str | None  # why the network writes no more
+    written: Written
+    row: int
 
 
 class Engine(ModelText):
@@ -77,10 +88,14 @@ class Engine(ModelText):
             num_cached=self._num_cached,
             clock=clock,
         )
-        if self._spelling and decoder.vocabulary_size <= MOST_LEARNED:
+        self._can_spell = bool(self._spelling) and decoder.vocabulary_size <= MOST_LEARNED
+        if self._spelling and self._can_spell:
             self._spelling.learn(range(decoder.vocabulary_size))
         self._streams: dict[Job, _Stream] = {}  # of the engine's thread alone, as the scheduler
-        self._ready: list[tuple[_Stream, Piece | ServingError]] = []  # to be handed over
+        self._ready: list[tuple[_Stream, _Part | ServingError]] = []  # to be handed over
+        self._reader = concurrent.futures.ThreadPoolExecutor(1, f"reader-{self.name}")
+        self._reading: tuple[tuple[Read, ...], concurrent.futures.Future[list[Staged]]] | None
+        self._reading = None
         # Held for moments; notified when one of the next three changes.
         self._changed = threading.Condition()
         self._new: list[_Stream] = []
@@ -102,24 +117,42 @@ class Engine(ModelText):
             return
         deadline = math.inf if request.deadline is None else request.deadline
         job = Job(tokens, left, request.caller, deadline)
-        assembler = Assembler(request, num_prompt_tokens=len(prompt))
-        stream = _Stream(request, job, assembler, asyncio.get_running_loop())
+        stream = _Stream(request, job, asyncio.get_running_loop())
         with self._changed:
             self._refuse_when_closing()
             self._new.append(stream)
             self._changed.notify()
         try:
-            while True:
-                piece = await stream.pieces.get()
-                if isinstance(piece, ServingError):
-                    raise piece
-                yield piece
-                if piece.finish_reason:
-                    return
+            async with contextlib.aclosing(self._pieces(stream)) as pieces:
+                async for piece in pieces:
+                    yield piece
         finally:
             with self._changed:
                 self._left.append(stream)
                 self._changed.notify()
+
+    async def _pieces(self, stream: _Stream) -> AsyncGenerator[Piece, None]:
+        """What the engine's thread hands over, as pieces of text."""
+        assembler: Assembler | None = None
+        written: list[int] = []
+        text = ""  # of `written`, for tokenizers that are no concatenation of bytes
+        while assembler is None or not assembler.finish_reason:
+            part = await stream.parts.get()
+            if isinstance(part, ServingError):
+                raise part
+            if assembler is None:
+                assembler = Assembler(
+                    stream.request,
+                    num_prompt_tokens=len(stream.job.prompt) - 1,
+                    num_cached_tokens=max(stream.job.num_cached - 1, 0),  # without BEGIN
+                )
+            spell = functools.partial(
+                self._spelled, written, part.tokens, text, is_end=part.reason is not None
+            )
+            spelled, text = spell() if self._can_spell else await self._in_thread(spell)
+            written += part.tokens
+            logprobs = _logprobs(part, stream.request)
+            yield assembler.add(part.tokens, spelled, logprobs, part.reason)
 
     def close(self) -> None:
         """Ends the thread; who still writes or waits gets UNAVAILABLE."""
@@ -127,6 +160,7 @@ class Engine(ModelText):
             self._is_closing = True
             self._changed.notify()
         self._thread.join()
+        self._reader.shutdown()
 
     def _refuse_when_closing(self) -> None:
         if self._is_closing:
@@ -153,21 +187,24 @@ class Engine(ModelText):
         self._hand_over()
 
     def step(self) -> None:
-        """Schedule, run, post-process."""
+        """Schedule, run, hand over."""
         self._take_in()
-        plan = self.scheduler.schedule()
+        self._end_reads()
+        plan = self.scheduler.schedule(may_read=self._reading is None)
         for job in plan.expired:
             stream = self._streams.pop(job)
             message = f"The text was not finished in time; {job.num_written} tokens were written."
             self._ready.append((stream, ServingError(Code.DEADLINE_EXCEEDED, message)))
         self._arrange(plan)
-        self._read(plan)
+        self._begin_reads(plan)
         if plan.writes:
             start = time.perf_counter()
             written = self.decoder.write(len(plan.writes), plan.num_steps)
             self.scheduler.took(written.num_steps, time.perf_counter() - start)
             metrics.observe_generation(self.name, len(plan.writes), written.batch_size)
             self._give_out(plan.writes, written)
+        elif self._reading:
+            concurrent.futures.wait([self._reading[1]])
 
     def _take_in(self) -> None:
         with self._changed:
@@ -192,11 +229,6 @@ class Engine(ModelText):
             if not job.is_put_off:
                 blocks = self.prefix_cache.find(job.prompt[:-1])
                 stream.staged = self.decoder.empty(len(job.prompt), blocks)
-                stream.assembler = Assembler(
-                    stream.request,
-                    num_prompt_tokens=len(job.prompt) - 1,
-                    num_cached_tokens=max(job.num_cached - 1, 0),  # without BEGIN
-                )
                 metrics.observe_admission(self.name, job.admitted - job.since, job.num_cached)
         for source, target in plan.moves:
             self.decoder.move(source, target)
@@ -214,13 +246,30 @@ class Engine(ModelText):
             )
             stream.staged = None
 
-    def _read(self, plan: Plan) -> None:
+    def _begin_reads(self, plan: Plan) -> None:
+        if not plan.reads:
+            return
+        work = []
         for read in plan.reads:
-            stream = self._streams[read.job]
-            if stream.staged is None:
+            staged = self._streams[read.job].staged
+            if staged is None:
                 raise RuntimeError("A text reads into nothing")
-            staged = self.decoder.read(stream.staged, read.tokens, read.start)
-            stream.staged = staged
+            work.append((staged, read.tokens, read.start))
+        self._reading = plan.reads, self._reader.submit(self._read, work)
+
+    def _read(self, work: list[tuple[Staged, tuple[int, ...], int]]) -> list[Staged]:
+        """In the reader's thread."""
+        return [self.decoder.read(*one) for one in work]
+
+    def _end_reads(self) -> None:
+        """Takes what was read, if all of it was."""
+        if self._reading is None or not self._reading[1].done():
+            return
+        (reads, future), self._reading = self._reading, None
+        for read, staged in zip(reads, future.result(), strict=True):
+            if read.job not in self._streams:  # its caller has left meanwhile
+                continue
+            self._streams[read.job].staged = staged
             self.scheduler.has_read(read.job, read.count)
             if not read.job.num_unread and self.prefix_cache.max_bytes:
                 self.prefix_cache.put(
@@ -233,20 +282,14 @@ class Engine(ModelText):
             stream = self._streams[job]
             tokens = written.tokens[: int(written.num_tokens[row]), row].tolist()
             self.scheduler.has_written(job, len(tokens))
+            stream.written += tokens
             reason = None
             if written.hit_end[row]:
                 reason = FINISH_STOP
             elif job.num_written >= job.max_tokens:
                 reason = FINISH_LENGTH
-            spelled, stream.text = self._spelled(
-                stream.written, tokens, stream.text, is_end=reason is not None
-            )
-            stream.written += tokens
-            piece = stream.assembler.add(
-                tokens, spelled, _logprobs(written, row, len(tokens), stream.request), reason
-            )
-            self._ready.append((stream, piece))
-            if piece.finish_reason:
+            self._ready.append((stream, _Part(tokens, reason, written, row)))
+            if reason:
                 self.scheduler.leave(job)
                 del self._streams[job]
 
@@ -264,16 +307,16 @@ class Engine(ModelText):
 
     def _hand_over(self) -> None:
         """Wakes each event loop once, however many of its callers get something."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, Piece | ServingError]]] = {}
-        for stream, piece in self._ready:
-            by_loop.setdefault(stream.loop, []).append((stream, piece))
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, _Part | ServingError]]] = {}
+        for stream, part in self._ready:
+            by_loop.setdefault(stream.loop, []).append((stream, part))
         self._ready = []
-        for loop, pieces in by_loop.items():
+        for loop, parts in by_loop.items():
             try:
-                loop.call_soon_threadsafe(_put, pieces)
+                loop.call_soon_threadsafe(_put, parts)
             except RuntimeError:  # the loop has ended, and with it whoever waited
                 with self._changed:
-                    self._left += [stream for stream, _ in pieces]
+                    self._left += [stream for stream, _ in parts]
 
 
 def engine_for(
@@ -317,9 +360,9 @@ _watch("cache_bytes", lambda engine: engine.decoder.num_bytes)
 _watch("prefix_cache_bytes", lambda engine: engine.prefix_cache.num_bytes)
 
 
-def _put(pieces: list[tuple[_Stream, Piece | ServingError]]) -> None:
-    for stream, piece in pieces:
-        stream.pieces.put_nowait(piece)
+def _put(parts: list[tuple[_Stream, _Part | ServingError]]) -> None:
+    for stream, part in parts:
+        stream.parts.put_nowait(part)
 
 
 def _closed(name: str) -> ServingError:
@@ -328,10 +371,10 @@ def _closed(name: str) -> ServingError:
     )
 
 
-def _logprobs(written: Written, row: int, count: int, request: Request) -> list[TokenLogprob]:
+def _logprobs(part: _Part, request: Request) -> list[TokenLogprob]:
     if request.logprobs is None:
         return []
-    num_top = request.logprobs
+    written, row, num_top = part.written, part.row, request.logprobs
     return [
         TokenLogprob(
             float(written.logprobs[step, row]),
@@ -343,5 +386,5 @@ def _logprobs(written: Written, row: int, count: int, request: Request) -> list[
                 )
             ),
         )
-        for step in range(count)
+        for step in range(len(part.tokens))
     ]

@@ -18,7 +18,9 @@ from serving.errors import Code, ServingError
 # A call into the network is as many steps as fit in this time: whoever comes, or leaves, waits no
 # longer for its end, and a reader sees tokens come at least so often.
 CALL_SECONDS = 0.02
-JOINING_SECONDS = 0.005  # while somebody's first token is still to come
+# While somebody's first token is still to come, unless others wait for a slot even so: then short
+# calls, each of which costs a millisecond besides its steps, would make everybody's wait longer.
+JOINING_SECONDS = 0.005
 PASSED_OVER_AT_MOST = 4  # times that shorter prompts are read before a longer one
 
 
@@ -79,7 +81,7 @@ class Plan:
     admitted: tuple[Job, ...] = ()  # that have a slot from now on
     moves: tuple[tuple[int, int], ...] = ()  # (from, to): copy a row
     joins: tuple[Job, ...] = ()  # put what they have read into their row
-    reads: tuple[Read, ...] = ()
+    reads: tuple[Read, ...] = ()  # while the others write
     writes: tuple[Job, ...] = ()  # by row: 0, 1, 2, ...
     num_steps: int = 0  # tokens that each of them writes, at most
 
@@ -164,7 +166,8 @@ class Scheduler:
 
     # ------------------------------------------------------------ what is decided
 
-    def schedule(self) -> Plan:
+    def schedule(self, *, may_read: bool = True) -> Plan:
+        """`may_read` is False while what an earlier plan gives to read is not all read."""
         now = self._clock()
         expired = [job for job in self._jobs() if job.deadline <= now]
         for job in expired:
@@ -176,7 +179,7 @@ class Scheduler:
         for job in joins:
             job.state = State.WRITING
         writes = tuple(job for job in self._rows if job is not None)
-        reads = self._reads()
+        reads = self._reads() if may_read else []
         return Plan(
             tuple(expired),
             tuple(put_off),
@@ -185,7 +188,7 @@ class Scheduler:
             tuple(joins),
             tuple(reads),
             writes,
-            self._num_steps(writes, is_joining=bool(reads)) if writes else 0,
+            self._num_steps(writes) if writes else 0,
         )
 
     def _put_off(self, now: float) -> list[tuple[Job, int]]:
@@ -260,9 +263,10 @@ class Scheduler:
                 job.num_passed_over += 1
         return reads
 
-    def _num_steps(self, writes: tuple[Job, ...], *, is_joining: bool) -> int:
-        is_joining = is_joining or any(job.num_written == 0 for job in writes)
-        seconds = JOINING_SECONDS if is_joining else CALL_SECONDS
+    def _num_steps(self, writes: tuple[Job, ...]) -> int:
+        is_joining = bool(self._reading) or any(job.num_written == 0 for job in writes)
+        is_short = is_joining and not self._waiting
+        seconds = JOINING_SECONDS if is_short else CALL_SECONDS
         wanted = max(job.max_tokens - job.num_written for job in writes)
         if not self._seconds_per_step:
             return 1

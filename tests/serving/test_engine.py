@@ -161,12 +161,56 @@ def test_what_prompts_begin_with_is_read_once(engine):
 
 def test_moving_other_rows_compiles_nothing(engine):
     """A row's number is read when the program runs, not compiled into it."""
+    move = tf.function(engine.decoder._move_row, jit_compile=True, autograph=False)
     made = [
-        engine.decoder._move.experimental_get_compiler_ir(tf.constant(source), tf.constant(target))
+        move.experimental_get_compiler_ir(tf.constant(source), tf.constant(target))
         for source, target in ((1, 0), (0, 1))
     ]
     first, second = (make(stage="hlo") for make in made)
     assert first == second
+
+
+def test_nobody_waits_while_a_prompt_is_read(engine, monkeypatch):
+    """A prompt of two pieces, neither of which is read before the other text is finished."""
+    read, may_read = engine.decoder.read, threading.Event()
+
+    def read_later(*args):
+        assert may_read.wait(10)
+        return read(*args)
+
+    async def write():
+        short = engine.write(Request(prompt="", max_tokens=30, seed=1))
+        await anext(short)
+        monkeypatch.setattr(engine.decoder, "read", read_later)
+        long = asyncio.ensure_future(anext(engine.write(Request(prompt="abcdefghijkl"))))
+        pieces = [piece async for piece in short]
+        assert not long.done()
+        may_read.set()
+        return pieces, await long
+
+    pieces, first = asyncio.run(write())
+    assert pieces[-1].finish_reason and first.tokens
+
+
+def test_who_leaves_while_his_prompt_is_read_frees_the_slot(engine, monkeypatch):
+    read, is_reading, may_read = engine.decoder.read, threading.Event(), threading.Event()
+
+    def read_later(*args):
+        is_reading.set()
+        assert may_read.wait(10)
+        return read(*args)
+
+    monkeypatch.setattr(engine.decoder, "read", read_later)
+
+    async def leave():
+        waiting = asyncio.ensure_future(anext(engine.write(Request(prompt="abcd"))))
+        await asyncio.to_thread(is_reading.wait, 10)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        may_read.set()
+
+    asyncio.run(leave())
+    wait_until(lambda: engine.scheduler.num_free == 2 and engine._reading is None)
 
 
 def test_who_leaves_frees_the_slot(engine):

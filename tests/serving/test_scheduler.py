@@ -5,7 +5,7 @@ import random
 import pytest
 
 from serving.errors import Code, ServingError
-from serving.scheduler import Job, Scheduler, State
+from serving.scheduler import PASSED_OVER_AT_MOST, Job, Scheduler, State
 
 
 class Clock:
@@ -101,6 +101,20 @@ def test_a_long_prompt_is_not_passed_over_for_ever():
         planner.submit(job(5, max_tokens=1))
         run(planner)
     assert long.state in (State.WRITING, State.DONE)
+
+
+def test_nothing_is_given_to_read_while_what_was_given_is_read():
+    planner, _ = scheduler(chunk=4)
+    writer, one = job(1), job(9)
+    planner.submit(writer)
+    planner.submit(one)
+    (read,) = planner.schedule().reads
+    for _ in range(PASSED_OVER_AT_MOST + 1):
+        plan = planner.schedule(may_read=False)
+        assert plan.writes == (writer,) and not plan.reads
+    assert one.num_passed_over == 0
+    planner.has_read(one, read.count)
+    assert [read.start for read in planner.schedule().reads] == [4]
 
 
 def test_no_more_jobs_than_slots():
@@ -243,6 +257,16 @@ def test_steps_of_a_call_fit_into_the_time_and_fewer_while_somebody_joins():
         planner.took(8, 8e-6)
     run(planner)
     assert planner.schedule().num_steps == 8
+
+
+def test_a_call_is_not_cut_short_while_others_wait_for_a_slot():
+    planner, _ = scheduler(num_slots=2, max_steps=8)
+    for one in (job(1, max_tokens=1000), job(50)):
+        planner.submit(one)
+    planner.took(1, 0.004)
+    assert planner.schedule().num_steps == 1
+    planner.submit(job(1))
+    assert planner.schedule().num_steps == 5
 
 
 def test_no_call_is_longer_than_what_is_left_to_write():
