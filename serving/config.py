@@ -8,6 +8,7 @@ from typing import Any
 
 ENGINES = ("auto", "binary", "docker", "embedded", "remote")
 
+HEALTH_PAGES = ("/healthz", "/readyz")  # need no key, and answer under any load
 MAX_VERSION = 2**63 - 1
 VERSION_NAME = re.compile(r"-?[0-9]{1,100}")  # of a folder
 

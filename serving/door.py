@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from serving import metrics, openai
-from serving.config import ServerConfig
+from serving.config import HEALTH_PAGES, ServerConfig
 from serving.errors import INTERNAL_TEXT, Code, ServingError, as_serving_error
 from serving.keys import Keys
 from serving.rates import RateLimit
@@ -28,7 +28,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-HEALTH = ("/healthz", "/readyz")
 RETRY_SECONDS = 1  # what those turned away are told to wait
 SLOWEST = 32 * 1024  # bytes a second that a body must come with after its first seconds
 LOOK_SECONDS = 0.05  # how long a request runs before it is asked whether its caller is still there
@@ -70,7 +69,7 @@ class Door:
         self._held = 0  # bytes of bodies that have come, whole or in part, and are not answered yet
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in HEALTH:
+        if scope["type"] != "http" or scope["path"] in HEALTH_PAGES:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
@@ -189,38 +188,21 @@ class Door:
             is_read = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        task = asyncio.ensure_future(self._traced(scope, replay, answer))
+        # Most requests are done before they are looked after, and need no task for it.
+        watch = _Watch(self._config.request_timeout_seconds, receive, answer)
+        timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, watch.start)
         try:
-            done, _ = await asyncio.wait({task}, timeout=LOOK_SECONDS)
-            if not done:
-                await self._watch(task, receive, answer)
-            if not task.cancelled() and (error := task.exception()):
-                self._fail(error, answer)
+            await self._traced(scope, replay, answer)
+        except asyncio.CancelledError:
+            if watch.verdict is None:
+                raise
+            watch.caller.uncancel()
+            raise watch.verdict from None
+        except Exception as error:
+            self._fail(error, answer)
         finally:
-            if not task.done():
-                task.cancel()
-
-    async def _watch(
-        self, task: "asyncio.Future[None]", receive: Receive, answer: "_Answer"
-    ) -> None:
-        gone = asyncio.ensure_future(_disconnected(receive))
-        left = self._config.request_timeout_seconds - LOOK_SECONDS
-        try:
-            done, _ = await asyncio.wait(
-                {task, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not done and not answer.status:
-                raise Refused(
-                    504,
-                    "Not answered in time (--request-timeout-seconds="
-                    f"{self._config.request_timeout_seconds:g}).",
-                )
-            if not done:  # what has begun to be sent is sent to its end, while somebody reads it
-                done, _ = await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if task not in done:
-                raise _Gone
-        finally:
-            gone.cancel()
+            timer.cancel()
+            watch.end()
 
     async def _traced(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if self._tracer is None:
@@ -229,8 +211,8 @@ class Door:
         with self._tracer.span(scope):
             await self._app(scope, receive, send)
 
-    def _fail(self, error: BaseException, answer: "_Answer") -> None:
-        known = as_serving_error(error) if isinstance(error, Exception) else None
+    def _fail(self, error: Exception, answer: "_Answer") -> None:
+        known = as_serving_error(error)
         if known is None:
             log.error("A request failed", exc_info=error)
             known = ServingError(Code.INTERNAL, INTERNAL_TEXT)
@@ -266,6 +248,45 @@ class Door:
 
 class _Gone(Exception):
     """The caller has hung up."""
+
+
+class _Watch:
+    """Cancels the task it is made in when its deadline is over or its caller has gone; `verdict`
+    says which."""
+
+    def __init__(self, seconds: float, receive: Receive, answer: "_Answer") -> None:
+        caller = asyncio.current_task()
+        if caller is None:
+            raise RuntimeError("A request is watched by its task, and this runs in none")
+        self.caller = caller
+        self.verdict: Refused | _Gone | None = None
+        self._seconds, self._receive, self._answer = seconds, receive, answer
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.ensure_future(self._run())
+
+    def end(self) -> None:
+        if self._task:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        gone = asyncio.ensure_future(_disconnected(self._receive))
+        try:
+            done, _ = await asyncio.wait({gone}, timeout=self._seconds - LOOK_SECONDS)
+            if not done and self._answer.status:
+                await gone  # what has begun to be sent is sent to its end, while somebody reads it
+            self.verdict = (
+                _Gone()
+                if gone.done()
+                else Refused(
+                    504,
+                    f"Not answered in time (--request-timeout-seconds={self._seconds:g}).",
+                )
+            )
+            self.caller.cancel()
+        finally:
+            gone.cancel()
 
 
 class _Answer:

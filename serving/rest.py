@@ -1,8 +1,9 @@
 """The REST front end: TensorFlow Serving's URLs below /v1/, and two health pages of ours.
 
 One function, `_api`, takes every request below /v1/ and is the only place where an exception
-becomes a response: the protocol's URL rules (case-blind, matched before percent-decoding, 400 for
-a wrong verb) are not those of a router.
+becomes a response. There is no router: the protocol's rules for URLs (case-blind, matched before
+percent-decoding, 400 for a wrong verb) are not those of one, and its layers took a tenth of the
+time of a request.
 """
 
 import asyncio
@@ -20,15 +21,14 @@ from urllib.parse import unquote
 
 import orjson
 from google.protobuf import json_format
-from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 from tensorflow_serving.apis import get_model_metadata_pb2
 
 from model.signatures import SERVING_DEFAULT
 from serving import codec, examples, inference, json_text, metrics, openai
-from serving.config import MAX_VERSION, ServerConfig
+from serving.config import HEALTH_PAGES, MAX_VERSION, ServerConfig
 from serving.errors import (
     INTERNAL_TEXT,
     Code,
@@ -42,7 +42,6 @@ from serving.timing import Timing
 
 log = logging.getLogger(__name__)
 
-VERBS = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"]
 CORS_HEADERS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "POST, GET",
@@ -77,29 +76,39 @@ class Call:
 
 def create_app(
     service: Service, metrics_path: str | None = None, config: ServerConfig = DEFAULTS
-) -> Starlette:
+) -> ASGIApp:
     """`metrics_path`: where Prometheus may read the metrics; None is nowhere.
 
     Leaves `model_name`, `model_version` (once one has answered) and `timing` on `request.state`.
     """
-    monitoring = [Route(metrics_path, _metrics, methods=VERBS)] if metrics_path else []
-    return Starlette(
-        routes=[
-            Route("/healthz", partial(_healthz, service)),
-            Route("/readyz", partial(_readyz, service)),
-            *monitoring,
-            *(Route(path, _not_allowed, methods=VERBS) for path in ("/healthz", "/readyz")),
-            Route("/{path:path}", partial(_api, service, config), methods=VERBS),
-        ]
-    )
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        request, path = Request(scope, receive, send), scope["path"]
+        if path in HEALTH_PAGES:
+            response = _health(service, request)
+        elif path == metrics_path:
+            response = Response(metrics.page(), media_type="text/plain")
+        else:
+            response = await _api(service, config, request)
+        await response(scope, receive, send)
+
+    return app
 
 
-async def _healthz(service: Service, request: Request) -> Response:
-    """The process lives and its event loop turns."""
-    return _json(200, {"status": "alive"})
+async def _lifespan(receive: Receive, send: Send) -> None:
+    for phase in ("startup", "shutdown"):  # of which nothing is to be done
+        await receive()
+        await send({"type": f"lifespan.{phase}.complete"})
 
 
-async def _readyz(service: Service, request: Request) -> Response:
+def _health(service: Service, request: Request) -> Response:
+    if request.method not in ("GET", "HEAD"):
+        return Response(status_code=405, headers={"Allow": "GET, HEAD"})
+    if request.url.path == "/healthz":
+        return _json(200, {"status": "alive"})  # the process lives and its event loop turns
     is_ready, models = service.repository.readiness()
     if service.is_draining:
         status = "draining"
@@ -111,14 +120,6 @@ async def _readyz(service: Service, request: Request) -> Response:
         "models": [{"name": m.name, "version": m.version, "state": m.state.name} for m in models],
     }
     return _json(200 if status == "ready" else 503, body)
-
-
-async def _not_allowed(request: Request) -> Response:
-    return Response(status_code=405, headers={"Allow": "GET, HEAD"})
-
-
-async def _metrics(request: Request) -> Response:
-    return Response(metrics.page(), media_type="text/plain")
 
 
 async def _api(service: Service, config: ServerConfig, request: Request) -> Response:
