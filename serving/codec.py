@@ -8,6 +8,7 @@ Arrays of strings are numpy object arrays of `bytes`.
 """
 
 import base64
+import functools
 import itertools
 import json
 import re
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import orjson
 import tensorflow as tf
-from tensorflow.core.framework import tensor_pb2, types_pb2
+from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
 
 from serving.errors import Code, ServingError, invalid_argument
 from serving.json_text import shown
@@ -437,6 +438,19 @@ _PROTO_FIELDS = {
 }
 
 
+@functools.cache
+def datatype_of(dtype: np.dtype) -> int:
+    """TensorFlow's DataType of numpy's."""
+    return int(tf.as_dtype(dtype).as_datatype_enum)
+
+
+@functools.lru_cache(maxsize=256)
+def _shape_proto(shape: tuple[int, ...]) -> tensor_shape_pb2.TensorShapeProto:
+    return tensor_shape_pb2.TensorShapeProto(
+        dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=size) for size in shape]
+    )
+
+
 def tensor_from_proto(alias: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
     """Fewer values than the shape asks for are legal: the last one fills up."""
     dims = [dim.size for dim in proto.tensor_shape.dim]
@@ -489,13 +503,10 @@ def tensor_to_proto(array: np.ndarray, *, as_content: bool = False) -> tensor_pb
 
     With `as_content` their bytes in `tensor_content`, strings aside, which it does not hold.
     """
-    dtype = tf.as_dtype(array.dtype).as_datatype_enum
-    proto = tensor_pb2.TensorProto(dtype=dtype)
-    proto.tensor_shape.SetInParent()  # of a scalar, too
-    for size in array.shape:
-        proto.tensor_shape.dim.add(size=size)
+    dtype = datatype_of(array.dtype)
     if dtype not in _PROTO_FIELDS:
         raise ServingError(Code.UNIMPLEMENTED, f"Cannot send a tensor of type {type_name(dtype)}.")
+    proto = tensor_pb2.TensorProto(dtype=dtype, tensor_shape=_shape_proto(array.shape))
     if as_content and dtype != types_pb2.DT_STRING:
         proto.tensor_content = np.ascontiguousarray(array).tobytes()
         return proto

@@ -506,7 +506,7 @@ def _observe(model: str, api: str, timing: Timing, rows: int) -> None:
 
 
 def _rows(outputs: Mapping[str, Any]) -> int:
-    return max((len(array) for array in outputs.values() if array.ndim), default=1)
+    return max([len(array) for array in outputs.values() if array.ndim], default=1)
 
 
 def _metadata(

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  registers the ops a graph with a tokenizer inside needs
 from google.protobuf import text_format
+from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 from tensorflow.python.client import pywrap_tf_session
 
@@ -33,7 +34,7 @@ from serving.batching import (
     configured_parameters,
     read_parameters,
 )
-from serving.codec import Arrays, tensor_from_proto, type_name
+from serving.codec import Arrays, datatype_of, tensor_from_proto, type_name
 from serving.config import ConfigError, ServerConfig
 from serving.engine import Engine, engine_for
 from serving.errors import Code, ServingError, invalid_argument
@@ -69,6 +70,23 @@ class _Wanted:
         return {alias: _as_array(by_tensor[tensor]) for alias, tensor in self.tensors.items()}
 
 
+@dataclass(frozen=True)
+class _Signature:
+    """What a run looks at, in dicts: a third of the time of asking the protobuf."""
+
+    inputs: dict[str, tuple[str, int]]  # tensor and DataType by alias
+    outputs: dict[str, str]  # tensor by alias, in the order of the aliases
+    defaults: Mapping[str, tensor_pb2.TensorProto]
+
+    @classmethod
+    def of(cls, proto: meta_graph_pb2.SignatureDef) -> "_Signature":
+        return cls(
+            {alias: (info.name, info.dtype) for alias, info in proto.inputs.items()},
+            {alias: proto.outputs[alias].name for alias in sorted(proto.outputs)},
+            proto.defaults,
+        )
+
+
 class Servable:
     """Runs the signatures of one version. Safe to call from many threads.
 
@@ -87,6 +105,7 @@ class Servable:
         self.name = name
         self.version = version
         self.signatures = signatures
+        self._plain = {name: _Signature.of(proto) for name, proto in signatures.items()}
         self.writer: Engine | None = None  # until there is one, a network writes by its signatures
         self.shared: dict[str, Any] = {}  # what callers keep for as long as this version is there
         self._session = session
@@ -199,17 +218,14 @@ class Servable:
         timing: Timing,
     ) -> "_Wanted":
         signature_name = signature_name or SERVING_DEFAULT
-        signature = self.signatures.get(signature_name)
+        signature = self._plain.get(signature_name)
         if signature is None:
             raise ServingError(
                 Code.FAILED_PRECONDITION, f'Serving signature key "{signature_name}" not found.'
             )
         timing.version, timing.signature = self.version, signature_name
         feeds, dtypes = _feeds(signature, inputs)
-        tensors = {
-            alias: signature.outputs[alias].name
-            for alias in _output_aliases(signature, output_filter)
-        }
+        tensors = _fetches(signature, output_filter)
         _check_dtypes(feeds, dtypes)
         key = (tuple(feeds), tuple(sorted(set(tensors.values()))))
         return _Wanted(key, tuple(feeds.values()), tensors)
@@ -400,7 +416,7 @@ def _as_array(result: np.ndarray | bytes) -> np.ndarray:
 
 
 def _feeds(
-    signature: meta_graph_pb2.SignatureDef, inputs: Mapping[str, np.ndarray]
+    signature: _Signature, inputs: Mapping[str, np.ndarray]
 ) -> tuple[Arrays, dict[str, int]]:
     """The arrays to feed, by tensor name in sorted order, so that equal feeds share a callable; and
     the DataTypes that they should have.
@@ -416,24 +432,23 @@ def _feeds(
         )
     feeds = {}
     dtypes = {}
-    for alias in wanted:
-        info = signature.inputs[alias]
+    for alias, (tensor, dtype) in signature.inputs.items():
         if alias in inputs:
-            feeds[info.name] = inputs[alias]
+            feeds[tensor] = inputs[alias]
         elif alias in signature.defaults:
-            feeds[info.name] = tensor_from_proto(alias, signature.defaults[alias])
+            feeds[tensor] = tensor_from_proto(alias, signature.defaults[alias])
         else:
             raise invalid_argument(
-                f"Signature input alias: {alias}(feed name: {info.name}) not found in request and "
+                f"Signature input alias: {alias}(feed name: {tensor}) not found in request and "
                 f"no default value provided. Inputs expected to be in the set {_braces(wanted)}."
             )
-        dtypes[info.name] = info.dtype
+        dtypes[tensor] = dtype
     return dict(sorted(feeds.items())), dtypes
 
 
 def _check_dtypes(feeds: Arrays, dtypes: Mapping[str, int]) -> None:
     for i, (tensor, array) in enumerate(feeds.items()):
-        provided = tf.as_dtype(array.dtype).as_datatype_enum
+        provided = datatype_of(array.dtype)
         if provided != dtypes[tensor]:
             raise invalid_argument(
                 f"Expects arg[{i}] to be {type_name(dtypes[tensor])} "
@@ -455,20 +470,19 @@ def _tensor(graph: tf.Graph, name: str) -> tf.Tensor:
     return outputs[int(index or 0)]
 
 
-def _output_aliases(
-    signature: meta_graph_pb2.SignatureDef, output_filter: Sequence[str]
-) -> list[str]:
-    seen = set()
+def _fetches(signature: _Signature, output_filter: Sequence[str]) -> dict[str, str]:
+    """The tensors to fetch by alias: those of the filter, or all."""
+    wanted: dict[str, str] = {}
     for alias in output_filter:
         if alias not in signature.outputs:
             raise invalid_argument(
                 f"output tensor alias not found in signature: {alias} "
                 f"Outputs expected to be in the set {_braces(signature.outputs)}."
             )
-        if alias in seen:
+        if alias in wanted:
             raise invalid_argument(f"duplicate output tensor alias: {alias}")
-        seen.add(alias)
-    return list(output_filter) or sorted(signature.outputs)
+        wanted[alias] = signature.outputs[alias]
+    return wanted or signature.outputs
 
 
 def _braces(names: Collection[str]) -> str:
