@@ -232,7 +232,9 @@ def static_batches(path: Path) -> Callable[[list[Request]], list[int]]:
         staged = read_all(tf.constant(padded), tf.constant(lengths))
         for row, (request, prompt) in enumerate(zip(batch, prompts, strict=True)):
             own = tuple(tensor[row : row + 1] for tensor in staged)
-            decoder.put(row, own, request, prompt, num_prompt=len(prompt), left=request.max_tokens)
+            draws = decoder.draws(request.seed)
+            left = request.max_tokens
+            decoder.put(row, own, request, prompt, draws, num_prompt=len(prompt), left=left)
         return decoder.write(len(batch), 128).num_tokens[: len(batch)].tolist()
 
     run(requests()[:STATIC_ROWS])
@@ -356,6 +358,7 @@ def measure_steps(path: Path, size: str) -> None:
                     decoder.empty(length),
                     Request(prompt="", temperature=0.8, top_k=40, top_p=0.95),
                     [5] * length,
+                    decoder.draws(number),
                     num_prompt=length,
                     left=1000,
                 )

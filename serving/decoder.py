@@ -153,6 +153,10 @@ class Decoder:
         """What tokens start to end left, for `empty`: (tensors, K, end - start, H)."""
         return np.stack([tensor.numpy()[0, :, start:end] for tensor in staged])
 
+    def draws(self, seed: int) -> np.ndarray:
+        """The random numbers of a text, float32 (context length,). Any thread."""
+        return self._draw(tf.constant(seed)).numpy()
+
     # ------------------------------------------------------------ rows
 
     def put(
@@ -161,12 +165,13 @@ class Decoder:
         staged: Staged,
         request: Request,
         tokens: Sequence[int],
+        draws: np.ndarray,
         *,
         num_prompt: int,
         left: int,
     ) -> None:
         """Lets a text write in a row: `tokens` are its prompt and what it wrote, all but the last
-        of them read into `staged`; `left` more are to come."""
+        of them read into `staged`; `draws` its random numbers; `left` more are to come."""
         count = len(tokens)
         B, S = self._size
         self._resize(max(row + 1, B), max(count, S))
@@ -182,9 +187,7 @@ class Decoder:
             request.presence_penalty,
             request.frequency_penalty,
         )
-        if request.temperature > 0:
-            draws = self._draw(tf.constant(request.seed))
-            self._draws[row, : self.context_length] = draws.numpy()
+        self._draws[row, : self.context_length] = draws
         self._num_written[row] = count - num_prompt
         self._wants_logprobs[row] = request.logprobs is not None
 
@@ -433,7 +436,8 @@ class Decoder:
                     )
             reading.result()
         progress(f"ready to write, {time.perf_counter() - start:.1f} s")
-        self.put(0, self.empty(1), Request(prompt="", temperature=1.0), [0], num_prompt=1, left=1)
+        draws = self.draws(0)
+        self.put(0, self.empty(1), Request(prompt=""), [0], draws, num_prompt=1, left=1)
         self.take(0)
         self.reset()
 

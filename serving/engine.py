@@ -18,6 +18,8 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from model.signatures import FINISH_LENGTH, FINISH_STOP
 from model.tokenizers import BEGIN, UNKNOWN
 from serving import metrics
@@ -41,6 +43,7 @@ class _Stream:
     request: Request
     job: Job
     loop: asyncio.AbstractEventLoop
+    draws: np.ndarray  # its random numbers, float32 (context length,)
     parts: "asyncio.Queue[_Part | ServingError]" = field(default_factory=asyncio.Queue)
     staged: Staged | None = None  # what was read of it and is in no row
     written: list[int] = field(default_factory=list)
@@ -108,7 +111,7 @@ class Engine(ModelText):
     # ------------------------------------------------------------ for callers
 
     async def write(self, request: Request) -> AsyncGenerator[Piece, None]:
-        prompt = await self._in_thread(self._prompt, request)
+        prompt, draws = await self._in_thread(self._prepare, request)
         vocabulary = range(self.decoder.vocabulary_size)
         tokens = (BEGIN, *(token if token in vocabulary else UNKNOWN for token in prompt))
         left = min(request.max_tokens, self.context_length - len(tokens))
@@ -117,7 +120,7 @@ class Engine(ModelText):
             return
         deadline = math.inf if request.deadline is None else request.deadline
         job = Job(tokens, left, request.caller, deadline)
-        stream = _Stream(request, job, asyncio.get_running_loop())
+        stream = _Stream(request, job, asyncio.get_running_loop(), draws)
         with self._changed:
             self._refuse_when_closing()
             self._new.append(stream)
@@ -130,6 +133,9 @@ class Engine(ModelText):
             with self._changed:
                 self._left.append(stream)
                 self._changed.notify()
+
+    def _prepare(self, request: Request) -> tuple[tuple[int, ...], np.ndarray]:
+        return self._prompt(request), self.decoder.draws(request.seed)
 
     async def _pieces(self, stream: _Stream) -> AsyncGenerator[Piece, None]:
         """What the engine's thread hands over, as pieces of text."""
@@ -224,11 +230,11 @@ class Engine(ModelText):
         """Slots and rows as they are from now on."""
         for job, row in plan.put_off:
             self._streams[job].staged = self.decoder.take(row)
+        for job in plan.begun:
+            blocks = self.prefix_cache.find(job.prompt[:-1])
+            self._streams[job].staged = self.decoder.empty(len(job.prompt), blocks)
         for job in plan.admitted:
-            stream = self._streams[job]
             if not job.is_put_off:
-                blocks = self.prefix_cache.find(job.prompt[:-1])
-                stream.staged = self.decoder.empty(len(job.prompt), blocks)
                 metrics.observe_admission(self.name, job.admitted - job.since, job.num_cached)
         for source, target in plan.moves:
             self.decoder.move(source, target)
@@ -241,6 +247,7 @@ class Engine(ModelText):
                 stream.staged,
                 stream.request,
                 stream.tokens,
+                stream.draws,
                 num_prompt=len(job.prompt),
                 left=job.max_tokens - job.num_written,
             )
@@ -266,7 +273,13 @@ class Engine(ModelText):
         if self._reading is None or not self._reading[1].done():
             return
         (reads, future), self._reading = self._reading, None
-        for read, staged in zip(reads, future.result(), strict=True):
+        try:
+            found = future.result()
+        except Exception:
+            log.exception("Model %s: prompts could not be read; the engine goes on.", self.name)
+            self._fail([read.job for read in reads])
+            return
+        for read, staged in zip(reads, found, strict=True):
             if read.job not in self._streams:  # its caller has left meanwhile
                 continue
             self._streams[read.job].staged = staged
@@ -298,12 +311,16 @@ class Engine(ModelText):
 
     def _fail_running(self) -> None:
         """After an error: whoever holds a slot has lost it, whoever waits goes on waiting."""
-        for job, stream in list(self._streams.items()):
-            if job.state is not State.WAITING or job.is_put_off:
-                self.scheduler.leave(job)
-                del self._streams[job]
-                self._ready.append((stream, ServingError(Code.INTERNAL, INTERNAL_TEXT)))
+        self._fail(
+            [job for job in self._streams if job.state is not State.WAITING or job.is_put_off]
+        )
         self.decoder.reset()
+
+    def _fail(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            if stream := self._streams.pop(job, None):
+                self.scheduler.leave(job)
+                self._ready.append((stream, ServingError(Code.INTERNAL, INTERNAL_TEXT)))
 
     def _hand_over(self) -> None:
         """Wakes each event loop once, however many of its callers get something."""

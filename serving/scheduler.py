@@ -49,6 +49,7 @@ class Job:
     admitted: float = 0.0  # when it last got a slot
     num_written_before: int = 0  # when it last got a slot
     num_passed_over: int = 0
+    is_begun: bool = False  # there is room for what it reads
     is_put_off: bool = False  # it had a slot and lost it
 
     @property
@@ -78,6 +79,7 @@ class Plan:
 
     expired: tuple[Job, ...] = ()  # whose time is up; they hold nothing any more
     put_off: tuple[tuple[Job, int], ...] = ()  # (job, row): keep what the row holds for later
+    begun: tuple[Job, ...] = ()  # make room for what they read
     admitted: tuple[Job, ...] = ()  # that have a slot from now on
     moves: tuple[tuple[int, int], ...] = ()  # (from, to): copy a row
     joins: tuple[Job, ...] = ()  # put what they have read into their row
@@ -100,7 +102,9 @@ class Scheduler:
     so no two callers throw each other out at every step.
 
     In a step at most `chunk` tokens of prompts are read, the prompt with the fewest left first, so
-    a long prompt holds up neither those who write nor short prompts that come after it.
+    a long prompt holds up neither those who write nor short prompts that come after it. When all
+    slots are taken, those who are next are read already, a quarter as many as there are slots, so
+    that a slot is empty at no step.
     """
 
     def __init__(
@@ -115,9 +119,10 @@ class Scheduler:
         num_cached: Callable[[Job], int] = lambda job: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`num_cached(job)`, asked when a job gets a slot: tokens that need not be read."""
+        """`num_cached(job)`, asked before a job is read: tokens that need not be."""
         self.num_slots, self.chunk, self.max_steps = num_slots, chunk, max_steps
         self.max_waiting, self.patience, self.quantum = max_waiting, patience, quantum
+        self.num_ahead = -(-num_slots // 4)  # read before they have a slot
         self._num_cached, self._clock = num_cached, clock
         self._waiting: dict[str, deque[Job]] = {}  # by caller, in the order of their next turns
         self._reading: list[Job] = []
@@ -152,7 +157,7 @@ class Scheduler:
     def has_read(self, job: Job, count: int) -> None:
         job.num_read += count
         job.num_passed_over = 0
-        if not job.num_unread:
+        if job.state is State.READING and not job.num_unread:
             self._reading.remove(job)
             self._ready.append(job)
 
@@ -173,16 +178,18 @@ class Scheduler:
         for job in expired:
             self.leave(job)
         put_off = self._put_off(now)
-        admitted = self._admit(now)
+        begun: list[Job] = []
+        admitted = self._admit(now, begun)
         joins, self._ready = self._ready, []
         moves = self._seat(joins)
         for job in joins:
             job.state = State.WRITING
         writes = tuple(job for job in self._rows if job is not None)
-        reads = self._reads() if may_read else []
+        reads = self._reads(begun) if may_read else []
         return Plan(
             tuple(expired),
             tuple(put_off),
+            tuple(begun),
             tuple(admitted),
             tuple(moves),
             tuple(joins),
@@ -213,22 +220,21 @@ class Scheduler:
         self._waiting.setdefault(job.caller, deque()).appendleft(job)
         return [(job, row)]
 
-    def _admit(self, now: float) -> list[Job]:
-        admitted: list[Job] = []
-        while self.num_free and self._waiting:
-            held = self._held()
-            caller = min(self._waiting, key=lambda caller: held.get(caller, 0))
-            jobs = self._waiting.pop(caller)
-            job = jobs.popleft()
-            if jobs:
-                self._waiting[caller] = jobs  # at the end: its next turn is after the others'
+    def _admit(self, now: float, begun: list[Job]) -> list[Job]:
+        admitted = []
+        for job in itertools.islice(_turns(self._waiting, self._held()), self.num_free):
             job.admitted, job.num_written_before = now, job.num_written
-            if not job.is_put_off:
-                job.num_read = job.num_cached = self._num_cached(job)
+            self._begin(job, begun)
             job.state = State.READING
             (self._reading if job.num_unread > 0 else self._ready).append(job)
             admitted.append(job)
         return admitted
+
+    def _begin(self, job: Job, begun: list[Job]) -> None:
+        if not job.is_begun:
+            job.num_read = job.num_cached = self._num_cached(job)
+            job.is_begun = True
+            begun.append(job)
 
     def _seat(self, joins: list[Job]) -> list[tuple[int, int]]:
         """Gives those who join their rows; returns the rows that move so that no hole is left."""
@@ -247,7 +253,7 @@ class Scheduler:
             self._rows[hole], last.row = last, hole
         return moves
 
-    def _reads(self) -> list[Read]:
+    def _reads(self, begun: list[Job]) -> list[Read]:
         """The prompt with the fewest tokens left first, but none is passed over too often."""
         left, reads = self.chunk, []
         in_order = sorted(
@@ -261,7 +267,32 @@ class Scheduler:
                 left -= count
             else:
                 job.num_passed_over += 1
+        for job in self._next() if left > 0 else ():
+            self._begin(job, begun)
+            if left > 0 and job.num_unread > 0:
+                count = min(job.num_unread, left)
+                reads.append(Read(job, job.num_read, count))
+                left -= count
         return reads
+
+    def _next(self) -> list[Job]:
+        """Who will get the next slots, as things are, but for those put off, who have been read.
+
+        Where turns changed after some were read, others wait: what is held stays within bounds.
+        """
+        waiting = {caller: deque(jobs) for caller, jobs in self._waiting.items()}
+        has_read = [
+            job.is_begun and not job.is_put_off for jobs in waiting.values() for job in jobs
+        ]
+        room = self.num_ahead - sum(has_read)
+        turns = _turns(waiting, self._held())
+        following = []
+        for job in itertools.islice(turns, self.num_ahead):
+            if not job.is_begun:
+                room -= 1
+            if not job.is_put_off and (job.is_begun or room >= 0):
+                following.append(job)
+        return following
 
     def _num_steps(self, writes: tuple[Job, ...]) -> int:
         is_joining = bool(self._reading) or any(job.num_written == 0 for job in writes)
@@ -313,3 +344,16 @@ class Scheduler:
         jobs.remove(job)
         if not jobs:
             del self._waiting[job.caller]
+
+
+def _turns(waiting: dict[str, deque[Job]], held: dict[str, int]) -> Iterator[Job]:
+    """Takes jobs from `waiting` in the order in which they get slots; `held` are those of each
+    caller, and changed."""
+    while waiting:
+        caller = min(waiting, key=lambda caller: held.get(caller, 0))
+        jobs = waiting.pop(caller)
+        job = jobs.popleft()
+        if jobs:
+            waiting[caller] = jobs  # at the end: its next turn is after the others'
+        held[caller] = held.get(caller, 0) + 1
+        yield job

@@ -137,6 +137,37 @@ def test_a_slot_that_is_left_goes_to_the_next_at_once():
     assert first.state is State.DONE and first.row is None
 
 
+def test_who_is_next_is_read_before_a_slot_is_free():
+    planner, _ = scheduler(num_slots=1, chunk=4)
+    first, second, third = job(1), job(7), job(7)
+    for one in (first, second, third):
+        planner.submit(one)
+    for start in (0, 4):
+        plan = run(planner)
+        assert [(read.job, read.start) for read in plan.reads] == [(second, start)]
+    assert not run(planner).reads, "more was read ahead than a quarter of the slots"
+    planner.leave(first)
+    plan = run(planner)
+    assert plan.joins == plan.writes == (second,)
+    assert [read.job for read in plan.reads] == [third]
+
+
+def test_no_more_are_read_ahead_when_turns_change():
+    planner, _ = scheduler(num_slots=2, chunk=100)
+    writers = [job(1, caller="a"), job(1, caller="b")]
+    first, second = job(9, caller="a"), job(9, caller="c")
+    for one in (*writers, first):
+        planner.submit(one)
+    assert [read.job for read in run(planner).reads] == [first]
+    planner.submit(second)
+    assert not run(planner).reads
+    planner.leave(writers[1])
+    plan = run(planner)  # `second`, whose caller has no slot, is before who was read
+    assert plan.admitted == (second,) and [read.job for read in plan.reads] == [second]
+    planner.leave(writers[0])
+    assert run(planner).joins == (second, first)
+
+
 def test_the_caller_with_fewest_slots_is_next():
     planner, _ = scheduler(num_slots=3)
     greedy = [job(1, caller="a", max_tokens=1000) for _ in range(6)]
