@@ -15,8 +15,8 @@ import keras
 import tensorflow as tf
 
 from model.config.transformers import BlocksConfig
-from model.positions import alibi, rotary
-from model.products import Dense, product, product_type
+from model.positions import alibi, rotation, turned
+from model.products import Dense, product, product_type, sizes
 
 Cache = tuple[tf.Tensor, tf.Tensor]
 # What a score that may not count is lowered by: far beyond any score, and softmax gives exactly 0.
@@ -75,7 +75,8 @@ class SelfAttention(keras.layers.Layer):
         if self.config.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         if self.config.positions == "rotary":
-            q, k = rotary(q, position), rotary(k, position)
+            turn = rotation(position, self.head_size)
+            q, k = turned(q, turn), turned(k, turn)
         if cache is not None:
             k, v = cache = _write(cache, k, v, position)  # (B, K, S, H) each
         bias = None
@@ -87,8 +88,9 @@ class SelfAttention(keras.layers.Layer):
     def _heads(self, x, count: int) -> list[tf.Tensor]:
         """The `count` parts of (B, T, count N H), head by head: (B, N, T, H) each."""
         num_heads = x.shape[-1] // (count * self.head_size)
-        shape = [tf.shape(x)[0], tf.shape(x)[1], count, num_heads, self.head_size]
-        return tf.unstack(tf.transpose(tf.reshape(x, shape), [2, 0, 3, 1, 4]))
+        B, T, _ = sizes(x)
+        x = tf.reshape(x, [B, T, count, num_heads, self.head_size])
+        return tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))
 
 
 class CrossAttention(keras.layers.Layer):
@@ -117,14 +119,14 @@ class CrossAttention(keras.layers.Layer):
 
     def keys_values(self, source) -> Cache:
         """`source` float (B, S, D) -> keys and values, each (B, N, S, H)."""
-        B, S = tf.shape(source)[0], tf.shape(source)[1]
+        B, S, _ = sizes(source)
         kv = tf.reshape(self.key_value(source), [B, S, 2, self.num_heads, self.head_size])
         k, v = tf.unstack(tf.transpose(kv, [2, 0, 3, 1, 4]))
         return k, v
 
     def call(self, x, source, may_attend):
         k, v = source if isinstance(source, tuple) else self.keys_values(source)
-        B, T = tf.shape(x)[0], tf.shape(x)[1]
+        B, T, _ = sizes(x)
         q = tf.reshape(self.query(x), [B, T, self.num_heads, self.head_size])
         q = tf.transpose(q, [0, 2, 1, 3])  # (B, N, T, H)
         return self.output_projection(_attend(q, k, v, may_attend, product_type(self)))
@@ -137,8 +139,9 @@ def _attend(q, k, v, may_attend, factors=None, bias=None):
     that those of products are rounded to.
     """
     q *= q.shape[-1] ** -0.5  # fewer numbers than the scores
-    B, N, T, H = tf.shape(q)[0], q.shape[1], tf.shape(q)[2], q.shape[3]
-    K, S = k.shape[1], tf.shape(k)[2]
+    B, _, T, _ = sizes(q)
+    N, K, H = q.shape[1], k.shape[1], q.shape[3]
+    S = sizes(k)[2] if K != N else None
     if K != N:  # the heads of a group side by side, as more targets: no key is copied
         q = tf.reshape(q, [B, K, N // K * T, H])
     scores = tf.cast(product(q, k, factors, transpose_b=True), tf.float32)
@@ -186,13 +189,14 @@ def empty_cache(
 
 def _write(cache: Cache, k, v, position) -> Cache:
     """Puts `k` and `v` (B, K, T, H) into the slots `position` (B, T) of the cache."""
-    B, K, T = tf.shape(k)[0], tf.shape(k)[1], tf.shape(k)[2]
+    B, K, T, _ = sizes(k)
+    all_of_them = tf.stack([B, K, T])
     row, head, slot = (
-        tf.broadcast_to(index, [B, K, T])
+        tf.broadcast_to(index, all_of_them)
         for index in (
-            tf.range(B)[:, None, None],
-            tf.range(K)[None, :, None],
-            tf.broadcast_to(position, [B, T])[:, None, :],
+            tf.reshape(tf.range(B), [-1, 1, 1]),
+            tf.reshape(tf.range(K), [-1, 1]),
+            tf.expand_dims(position, 1),
         )
     )
     where = tf.stack([row, head, slot], axis=-1)  # (B, K, T, 3)

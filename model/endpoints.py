@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from model import signatures as s
-from model.generation import text_of, without_specials, write
+from model.generation import text_of, window, without_specials, write
 from model.samplers import Options, penalized, sample, uniforms
 from model.tokenizers import BEGIN, PADDING, UNKNOWN, ReversibleTokenizer
 
@@ -20,8 +20,8 @@ def tokenize(tokenizer: ReversibleTokenizer, text: tf.Tensor, context: int) -> d
     """The last `context` tokens of each text string (B,), and how many it has."""
     ragged = tokenizer(text)
     num_tokens = tf.cast(ragged.row_lengths(), tf.int32)
-    last = ragged[:, -context:]
-    return {s.TOKENS: last.to_tensor(PADDING, shape=[None, context]), s.NUM_TOKENS: num_tokens}
+    start = tf.maximum(num_tokens - context, 0)
+    return {s.TOKENS: window(ragged, start, context), s.NUM_TOKENS: num_tokens}
 
 
 def detokenize(tokenizer: ReversibleTokenizer, tokens: tf.Tensor, num_tokens: tf.Tensor) -> dict:

@@ -188,18 +188,30 @@ class Prompts(NamedTuple):
 
 def read_prompts(tokenizer, prompt, max_tokens, context: int) -> Prompts:
     """Prompts as tokens, with what is left of `context` for answers, as `generate` says."""
-    tokens = tokenizer(prompt)
-    tokens = tf.concat([tf.fill([tokens.nrows(), 1], BEGIN), tokens], axis=1)
+    pieces = tokenizer(prompt)
+    lengths = tf.cast(pieces.row_lengths(), tf.int32) + 1  # with the begin
     # Of a long prompt the end is kept, with room for the answer: half of the context if asked for.
     room = tf.clip_by_value(max_tokens, 1, context // 2)  # (B,)
-    surplus = tf.maximum(tokens.row_lengths() - tf.cast(context - room, tf.int64), 0)
-    index = tf.ragged.range(surplus, tokens.row_lengths())
-    tokens = tf.gather(tokens, index, batch_dims=1)
-    lengths = tf.cast(tokens.row_lengths(), tf.int32)
+    surplus = tf.maximum(lengths - (context - room), 0)
+    lengths -= surplus
+    T = tf.reduce_max(tf.concat([lengths, [1]], 0))
+    is_begin = (surplus[:, None] == 0) & (tf.range(T) == 0)
+    tokens = tf.where(is_begin, BEGIN, window(pieces, surplus - 1, T))
     allowed = tf.clip_by_value(max_tokens, 0, context - lengths)
     num_steps = tf.reduce_max(tf.concat([allowed, [0]], 0))
-    num_slots = tf.reduce_max(tf.concat([lengths, [1]], 0)) + num_steps
-    return Prompts(tokens.to_tensor(PADDING), lengths, allowed, num_steps, num_slots)
+    return Prompts(tokens, lengths, allowed, num_steps, T + num_steps)
+
+
+def window(tokens: tf.RaggedTensor, start: tf.Tensor, width) -> tf.Tensor:
+    """Of each row of (B, T) the tokens from `start` int32 (B,) on: int32 (B, `width`).
+
+    PADDING where a row has none. (To slice a ragged tensor takes hundreds of operations.)
+    """
+    splits = tf.cast(tokens.row_splits, tf.int32)
+    index = (splits[:-1] + start)[:, None] + tf.range(width)
+    is_inside = (index >= splits[:-1, None]) & (index < splits[1:, None])
+    values = tf.pad(tokens.values, [[0, 1]], constant_values=PADDING)
+    return tf.gather(values, tf.where(is_inside, index, splits[-1]))
 
 
 def answers(tokenizer, written, num_tokens, hit_end) -> dict[str, tf.Tensor]:

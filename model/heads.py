@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from model.products import product, product_type
+from model.products import product, product_type, unflattened
 
 
 def tied_logits(x: tf.Tensor, embedding: keras.layers.Embedding) -> tf.Tensor:
@@ -20,8 +20,7 @@ def tied_logits(x: tf.Tensor, embedding: keras.layers.Embedding) -> tf.Tensor:
     else:
         weights = tf.cast(embedding.embeddings, x.dtype)  # (V, D)
         flat = product(rows, weights, product_type(embedding), transpose_b=True)
-    shape = tf.concat([tf.shape(x)[:-1], [embedding.input_dim]], axis=0)
-    return tf.cast(tf.reshape(flat, shape), tf.float32)
+    return tf.cast(unflattened(flat, x, embedding.input_dim), tf.float32)
 
 
 class Graded(keras.Model):

@@ -17,11 +17,23 @@ def rotary(x: tf.Tensor, position: tf.Tensor, *, base: float = 10_000.0) -> tf.T
     `x` float (B, N, T, H), H even; `position` int (B, T) or (1, T). Returns `x`'s shape and dtype;
     the angles are float32 under any policy.
     """
-    half = x.shape[-1] // 2
-    first, second = tf.split(x, 2, axis=-1)  # whose gradient is one copy; that of slices is sums
+    return turned(x, rotation(position, x.shape[-1], base=base))
+
+
+def rotation(
+    position: tf.Tensor, head_size: int, *, base: float = 10_000.0
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What `rotary` turns by, for `turned`: cosines and sines float32 (B, 1, T, H/2)."""
+    half = head_size // 2
     frequency = base ** (-tf.range(half, dtype=tf.float32) / half)  # (H/2,)
-    angle = tf.cast(position, tf.float32)[:, None, :, None] * frequency  # (B, 1, T, H/2)
-    cosine, sine = tf.cast(tf.cos(angle), x.dtype), tf.cast(tf.sin(angle), x.dtype)
+    angle = tf.cast(position, tf.float32)[:, None, :, None] * frequency
+    return tf.cos(angle), tf.sin(angle)
+
+
+def turned(x: tf.Tensor, by: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+    """`x` float (B, N, T, H) turned by a `rotation`."""
+    cosine, sine = (tf.cast(part, x.dtype) for part in by)
+    first, second = tf.split(x, 2, axis=-1)  # whose gradient is one copy; that of slices is sums
     return tf.concat([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
 
 

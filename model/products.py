@@ -42,6 +42,18 @@ def product(a: tf.Tensor, b: tf.Tensor, factors: tf.DType | None = None, **setti
     return tf.cast(tf.matmul(tf.cast(a, factors), tf.cast(b, factors), **settings), a.dtype)
 
 
+def sizes(x: tf.Tensor) -> list[tf.Tensor]:
+    """The dimensions of `x`, int32 scalars: each of `tf.shape(x)[i]` would be five operations."""
+    return tf.unstack(tf.shape(x), num=len(x.shape))
+
+
+def unflattened(rows: tf.Tensor, x: tf.Tensor, size: int) -> tf.Tensor:
+    """`rows` (N, `size`), one for each vector of `x` (..., D), as (..., `size`)."""
+    y = tf.reshape(rows, tf.stack([*sizes(x)[:-1], size]))
+    y.set_shape([*x.shape[:-1], size])
+    return y
+
+
 class Dense(keras.layers.Dense):
     """Keras' layer: `x` float (..., D) -> float (..., K), its product as its policy says.
 
@@ -51,18 +63,15 @@ class Dense(keras.layers.Dense):
     stored: Any = None
 
     def call(self, x, training=None):
-        factors = product_type(self)
-        if factors is None and self.stored is None:
-            return super().call(x, training=training)
-        flat = tf.reshape(x, [-1, x.shape[-1]])
+        rows = x if x.shape.rank == 2 else tf.reshape(x, [-1, x.shape[-1]])
         if self.stored is None:
-            flat = product(flat, tf.convert_to_tensor(self.kernel), factors)
+            y = product(rows, tf.convert_to_tensor(self.kernel), product_type(self))
         else:
-            flat = self.stored.product(flat)
-        y = tf.reshape(flat, tf.concat([tf.shape(x)[:-1], [self.units]], 0))
-        y = tf.ensure_shape(y, [*x.shape[:-1], self.units])
+            y = self.stored.product(rows)
         if self.bias is not None:
-            y = y + self.bias
+            y = tf.nn.bias_add(y, tf.convert_to_tensor(self.bias))
+        if x.shape.rank != 2:
+            y = unflattened(y, x, self.units)
         return y if self.activation is None else self.activation(y)
 
 

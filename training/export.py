@@ -17,7 +17,6 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
@@ -135,16 +134,21 @@ def export_learner(
 def _write_saved_model(
     learner: Classifier | LanguageModel, endpoints: Endpoints, path: Path
 ) -> None:
-    # Not a tf.Module that holds the model: TensorFlow would write every variable under a second
-    # name that only its object loader finds, and a session, which is what serves, would not run.
-    archive = keras.export.ExportArchive()
-    for resource in learner.resources:
-        # Variables are found in the functions; to track a layer writes all of its own once more.
-        if not isinstance(resource, keras.layers.Layer):
-            archive.track(resource)
-    for name, function in endpoints.items():
-        archive.add_endpoint(name, function, function.input_signature)
-    archive.write_out(str(path), verbose=False)
+    # Not the model itself: TensorFlow would write every variable under a second name that only its
+    # object loader finds, and a session, which is what serves, would not run. Nor a tf.function,
+    # which is traced again when it is written. Gradients are for whoever trains it.
+    functions = {name: function.get_concrete_function() for name, function in endpoints.items()}
+    root = tf.Module()
+    variables = {v.ref(): v for function in functions.values() for v in function.variables}
+    root.variables_read = list(variables.values())
+    root.tables = [
+        part
+        for resource in learner.resources
+        for part in tf.train.TrackableView(resource).descendants()
+        if isinstance(part, tf.saved_model.experimental.TrackableResource)
+    ]
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(root, str(path), signatures=functions, options=options)
 
 
 def _endpoints(learner: Classifier | LanguageModel) -> Endpoints:
@@ -190,13 +194,18 @@ def _plain(array: np.ndarray) -> list:
 
 def _check_golden(path: Path, golden: list[dict]) -> None:
     """Asks what was written in a session, which is what serves, for the in-process answers."""
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+    settings = tf.compat.v1.ConfigProto()
+    settings.graph_options.rewrite_options.disable_tfg_optimizer = True  # as in the server
+    with tf.Graph().as_default(), tf.compat.v1.Session(config=settings) as session:
         meta_graph = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(path))
+        feeds: dict[str, list] = {}
+        fetches = []
         for item in golden:
             signature = meta_graph.signature_def[item["signature_name"]]
-            feeds = {signature.inputs[a].name: values for a, values in item["inputs"].items()}
-            fetches = {alias: info.name for alias, info in signature.outputs.items()}
-            answer = session.run(fetches, feeds)
+            feeds |= {signature.inputs[a].name: values for a, values in item["inputs"].items()}
+            fetches.append({alias: info.name for alias, info in signature.outputs.items()})
+        # All in one run: for each set of outputs a session goes through the whole graph anew.
+        for item, answer in zip(golden, session.run(fetches, feeds), strict=True):
             check_answer(item, {alias: array.tolist() for alias, array in answer.items()})
 
 
