@@ -18,6 +18,7 @@ if "STEPWISE_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_di
     os.environ["STEPWISE_DATA"] = str(ROOT.parent / "shared" / "data")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
     """Tests that need the trained exports share a worker, so that those are trained once."""
     for item in items:
