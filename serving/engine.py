@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from model.signatures import FINISH_LENGTH, FINISH_STOP
-from model.tokenizers import BEGIN, UNKNOWN
+from model.tokenizers import BEGIN
 from serving import metrics
 from serving.config import ServerConfig
 from serving.decoder import Decoder, Staged, Written
@@ -112,8 +112,7 @@ class Engine(ModelText):
 
     async def write(self, request: Request) -> AsyncGenerator[Piece, None]:
         prompt, draws = await self._in_thread(self._prepare, request)
-        vocabulary = range(self.decoder.vocabulary_size)
-        tokens = (BEGIN, *(token if token in vocabulary else UNKNOWN for token in prompt))
+        tokens = (BEGIN, *prompt)
         left = min(request.max_tokens, self.context_length - len(tokens))
         if left <= 0:
             yield Assembler(request, num_prompt_tokens=len(prompt)).add([], [], [], FINISH_LENGTH)

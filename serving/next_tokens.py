@@ -24,6 +24,7 @@ from serving.writing import (
     Spelling,
     TokenLogprob,
     Tokens,
+    check_tokens,
     differences,
     last_tokens,
 )
@@ -86,6 +87,7 @@ class ModelText:
         self._servable, self._in_thread = servable, in_thread
         shape = servable.signatures[signatures.NEXT_TOKENS].inputs[signatures.TOKENS].tensor_shape
         self.context_length: int = shape.dim[1].size
+        self.vocabulary_size = _vocabulary_size(servable)
         self._spelling: Spelling | None = None
         if signatures.TEXT_BYTES in servable.signatures[signatures.DETOKENIZE].outputs:
             self._spelling = servable.shared.setdefault("spelling", Spelling(self._bytes))
@@ -191,6 +193,8 @@ class ModelText:
         if isinstance(prompt, str):
             (found,) = self._tokenize([prompt])
             prompt = found.tokens
+        else:
+            check_tokens("prompt", prompt, self.vocabulary_size)
         return last_tokens(prompt, request.max_tokens, self.context_length)
 
     def _spelled(
@@ -259,6 +263,14 @@ class NextTokensWriter(ModelText):
         is_end = reason is not None or len(written) + num_new >= request.max_tokens
         spelled, text = self._spelled(written, tokens, text, is_end=is_end)
         return tokens, spelled, logprobs, reason, text
+
+
+def _vocabulary_size(servable: Runs) -> int | None:
+    """By the logits of a signature, else as the manifest says, which no backend shows."""
+    decode = servable.signatures.get(signatures.DECODE)
+    if decode is not None:
+        return decode.outputs[signatures.LOGITS].tensor_shape.dim[1].size
+    return servable.shared.get(signatures.VOCABULARY_SIZE)
 
 
 def _column(texts: Sequence[str]) -> np.ndarray:

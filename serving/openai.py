@@ -27,7 +27,7 @@ from serving.errors import INTERNAL_TEXT, Code, ServingError, as_serving_error
 from serving.next_tokens import NextTokensWriter
 from serving.openai_requests import Asked, Embed, Prompt
 from serving.service import Service
-from serving.writing import InvalidField, Piece, TokenLogprob, Writer
+from serving.writing import InvalidField, Piece, TokenLogprob, Writer, check_tokens
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +167,7 @@ async def _read(writer: Writer, asked: Asked) -> list[tuple[int, ...]]:
             read = next(found)
             tokens, size = read.tokens, read.num_tokens
         else:
+            check_tokens(field, prompt, writer.vocabulary_size)
             tokens, size = prompt, len(prompt)
         if asked.truncate is not None:
             kept = most
@@ -605,6 +606,7 @@ async def _texts(writer: Writer, inputs: Sequence[Prompt]) -> tuple[list[str], i
     """The inputs as texts, and how many tokens all of them have."""
     rows = [one for one in inputs if not isinstance(one, str)]
     for row in rows:
+        check_tokens("input", row, writer.vocabulary_size)
         if len(row) > writer.context_length - 1:
             raise TooLong("input", len(row), writer.context_length)
     made = iter(await writer.detokenize(rows) if rows else [])

@@ -12,7 +12,7 @@ from typing import Any
 
 from serving.config import ServerConfig
 from serving.errors import Code, ServingError
-from serving.writing import MAX_LOGPROBS, MAX_STOP_CHARACTERS, InvalidField, Request
+from serving.writing import MAX_LOGPROBS, MAX_STOP_CHARACTERS, InvalidField, Request, check_tokens
 
 MAX_STOP_STRINGS = 4
 DEFAULT_TOKENS = 16  # of a completion, as at OpenAI; a chat's answer may fill the context
@@ -306,9 +306,7 @@ class _Fields:
                 _check_length(name, one, config)
                 prompts.append(_valid(one))
             elif _is_tokens(one):
-                for token in one:
-                    if not 1 <= token < 2**31:
-                        raise InvalidField(name, "of tokens of the model, which begin at 1", token)
+                check_tokens(name, one, None)
                 prompts.append(tuple(one))
             else:
                 raise InvalidField(name, "of strings or of lists of tokens", _short(one))

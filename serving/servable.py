@@ -22,7 +22,7 @@ from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 from tensorflow.python.client import pywrap_tf_session
 
-from model.signatures import DECODE, SERVING_DEFAULT
+from model.signatures import DECODE, SERVING_DEFAULT, VOCABULARY_SIZE
 from serving import gate, metrics
 from serving.batching import (
     Batcher,
@@ -282,6 +282,7 @@ def loader(config: ServerConfig) -> Loader:
         try:
             if manifest:
                 gate.check_golden(servable, manifest)
+                servable.shared[VOCABULARY_SIZE] = manifest.get(VOCABULARY_SIZE)
             if config.generation_slots and DECODE in servable.signatures:
                 making = servable.make_writer(functools.partial(engine_for, servable, path, config))
                 if config.wait_for_engine:

@@ -123,6 +123,7 @@ class Writer(Protocol):
     """A network that writes. What it lacks it refuses with a ServingError UNIMPLEMENTED."""
 
     context_length: int  # tokens of BEGIN, prompt and answer together
+    vocabulary_size: int | None  # tokens are below it; None where nobody says
 
     def write(self, request: Request) -> AsyncGenerator[Piece, None]:
         """Pieces as they come, the last one with a finish reason. Closing it (`aclose`) cancels.
@@ -244,6 +245,17 @@ def last_tokens(prompt: Sequence[int], max_tokens: int, context_length: int) -> 
     `max_tokens`, but at most half of the context, and one at least."""
     room = min(max(max_tokens, 1), context_length // 2)
     return tuple(prompt[max(len(prompt) - (context_length - room - 1), 0) :])
+
+
+def check_tokens(field: str, tokens: Iterable[int], vocabulary_size: int | None) -> None:
+    """Raises InvalidField for the first of `tokens` that the vocabulary does not have."""
+    most = (vocabulary_size or 2**31) - 1
+    for token in tokens:
+        if not 1 <= token <= most:
+            wanted = f"from 1 to {most}: its vocabulary has {vocabulary_size}"
+            if vocabulary_size is None:
+                wanted = "which begin at 1"
+            raise InvalidField(field, f"of tokens of the model, {wanted}", token)
 
 
 def differences(before: str, texts: Sequence[str], *, is_end: bool) -> list[bytes]:

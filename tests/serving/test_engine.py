@@ -4,11 +4,15 @@ import asyncio
 import contextlib
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
+import openai
 import pytest
 import tensorflow as tf
+from openai_server import serving
 
 from model import signatures as s
 from serving import servable
@@ -16,6 +20,7 @@ from serving.config import ServerConfig
 from serving.engine import Engine
 from serving.errors import Code, ServingError
 from serving.next_tokens import NextTokensWriter
+from serving.repository import Repository
 from serving.writing import Request
 
 pytestmark = pytest.mark.xdist_group("tiny_writer")  # an engine is compiled once, in one process
@@ -266,13 +271,18 @@ def test_an_error_in_a_step_fails_who_was_running_and_the_engine_goes_on(engine,
     assert text_of(again) == text_of(expected)
 
 
-def test_tokens_that_no_vocabulary_has_are_read_as_unknown(engine, loaded):
-    request = Request(prompt=(7, 10**12, -1, 8), max_tokens=6, temperature=0.0)
-    (pieces,) = collect(engine, request)
-    (expected,) = collect(
-        NextTokensWriter(loaded), Request(prompt=(7, 1, 1, 8), max_tokens=6, temperature=0.0)
-    )
-    assert text_of(pieces) == text_of(expected)
+@pytest.mark.parametrize("token", [0, -1, 10**12, "V"])
+def test_tokens_that_the_vocabulary_has_not_are_refused(engine, loaded, token):
+    size = engine.decoder.vocabulary_size
+    token = size if token == "V" else token
+    known = {name: sig for name, sig in loaded.signatures.items() if name != s.DECODE}
+    # Without a cache the manifest's word is what there is.
+    without_cache = SimpleNamespace(name="writer", signatures=known, shared=loaded.shared)
+    for writer in (engine, NextTokensWriter(loaded), NextTokensWriter(without_cache)):
+        (error,) = collect(writer, Request(prompt=(7, size - 1, token, -5), max_tokens=2))
+        assert isinstance(error, ServingError) and error.code is Code.INVALID_ARGUMENT
+        assert f"from 1 to {size - 1}: its vocabulary has {size}" in error.message
+        assert error.message.endswith(f"Received: {token}")
 
 
 def test_a_version_writes_by_its_signatures_until_its_engine_is_there(loaded, monkeypatch):
@@ -348,3 +358,107 @@ def test_closing_while_texts_are_written_ends_them(loaded, engine):
     ended = [error for error in asyncio.run(close_meanwhile()) if error is not None]
     assert len(ended) >= 2, "all texts were finished before the engine was closed"
     assert {error.code for error in ended} == {Code.UNAVAILABLE}
+
+
+# Over HTTP ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def repository(loaded, writer_exports):
+    repository = Repository(ServerConfig(exports=writer_exports), lambda *_: loaded)
+    repository.start()
+    wait_until(lambda: repository.readiness()[0])
+    yield repository
+    assert repository.stop(10)
+
+
+@pytest.fixture
+def held(engine, monkeypatch):
+    """How many more steps the engine may write, and the calls that it made."""
+    write, may_write, calls = engine.decoder.write, threading.Semaphore(0), []
+
+    def write_when_allowed(*args):
+        calls.append(args)
+        assert may_write.acquire(timeout=10)
+        return write(*args)
+
+    monkeypatch.setattr(engine.decoder, "write", write_when_allowed)
+    yield SimpleNamespace(may_write=may_write, calls=calls)
+    may_write.release(1000)
+
+
+LONG = {"model": "writer", "prompt": "ab", "max_tokens": 28, "temperature": 0.0}
+
+
+def test_a_stream_over_http_is_the_text_at_once(repository, engine):
+    settings = LONG | {"prompt": "the fox", "temperature": 0.9, "seed": 3, "n": 2, "logprobs": 1}
+    with (
+        serving(repository, ServerConfig()) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        whole = client.completions.create(**settings)
+        options = {"include_usage": True}
+        parts = list(client.completions.create(**settings, stream=True, stream_options=options))
+        (greedy,) = client.completions.create(**LONG).choices
+    for choice in whole.choices:
+        own = [part.choices[0] for part in parts if part.choices]
+        own = [one for one in own if one.index == choice.index]
+        assert len(own) > 2 and "".join(one.text for one in own) == choice.text
+        assert own[-1].finish_reason == choice.finish_reason
+        tokens = [token for one in own if one.logprobs for token in one.logprobs.tokens]
+        assert tokens == choice.logprobs.tokens
+    assert parts[-1].usage.completion_tokens == whole.usage.completion_tokens > 20
+    (pieces,) = collect(engine, Request(prompt="ab", max_tokens=28, temperature=0.0))
+    assert greedy.text == text_of(pieces)
+
+
+def test_a_token_that_the_vocabulary_has_not_is_a_400(repository, engine):
+    size = engine.decoder.vocabulary_size
+    with serving(repository, ServerConfig()) as running:
+        for path, field in (("completions", "prompt"), ("embeddings", "input")):
+            for rows in ([[7], [5, size]], [5, size]):
+                body = {"model": "writer", field: rows}
+                answer = httpx.post(f"{running.url}/v1/{path}", json=body)
+                error = answer.json()["error"]
+                assert (answer.status_code, error["param"]) == (400, field)
+                assert error["message"] == (
+                    f"{field} must be of tokens of the model, from 1 to {size - 1}: "
+                    f"its vocabulary has {size}. Received: {size}"
+                )
+
+
+def test_who_hangs_up_frees_the_slot_within_a_step(repository, engine, held):
+    with serving(repository, ServerConfig()) as running:
+        held.may_write.release(1)
+        body = LONG | {"stream": True}
+        with httpx.stream("POST", f"{running.url}/v1/completions", json=body) as response:
+            assert next(response.iter_lines()).startswith("data: {")
+            wait_until(lambda: len(held.calls) == 2)  # it writes on
+            assert engine.scheduler.num_free == 1
+        wait_until(lambda: not running.service._streams)
+        held.may_write.release(1)
+        wait_until(lambda: engine.scheduler.num_free == 2)
+        assert len(held.calls) == 2, "it went on for nobody"
+
+
+def test_a_drain_lets_those_who_write_and_wait_finish(repository, engine, held):
+    """Three streams for two slots: the third has not begun when the drain does."""
+
+    def take(prompt):
+        with httpx.stream("POST", url, json=LONG | {"prompt": prompt, "stream": True}) as response:
+            return response.status_code, [line for line in response.iter_lines() if line]
+
+    with serving(repository, ServerConfig()) as running, ThreadPoolExecutor(3) as threads:
+        url = f"{running.url}/v1/completions"
+        taking = [threads.submit(take, prompt) for prompt in ("ab", "cd", "ef")]
+        wait_until(lambda: held.calls and engine.scheduler.num_waiting == 1)
+        drain = asyncio.run_coroutine_threadsafe(running.service.drain(20), running.loop)
+        wait_until(lambda: running.service.is_draining)
+        assert httpx.post(url, json=LONG).status_code == 503
+        assert not drain.done()
+        held.may_write.release(1000)
+        for done in taking:
+            status, lines = done.result(10)
+            assert (status, lines[-1]) == (200, "data: [DONE]")
+            assert '"finish_reason":"' in lines[-2]
+        assert drain.result(10) == 0

@@ -517,7 +517,7 @@ def test_the_door_speaks_openais_form_here_alone(models, monkeypatch):
 class Slow:
     """A writer that writes a letter for each permission, and knows whether it was let go."""
 
-    context_length = 32
+    context_length, vocabulary_size = 32, 260
 
     def __init__(self):
         self.may_write = threading.Semaphore(0)
