@@ -8,9 +8,10 @@ import asyncio
 import contextlib
 import os
 import random
+import signal
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from serving.config import ConfigError, ServerConfig, discover_models, version_f
 from serving.errors import as_serving_error
 
 EXIT_FAILURE, EXIT_INTERRUPTED = 1, 130
+_CLEAR = "\r\033[K"  # the line of a terminal
 
 Parts = Generator[tuple[str, int, str | None], None, None]  # text, tokens in it, why it ended
 
@@ -72,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
     settings["stop"] = tuple(options.stop)
     try:
         with contextlib.closing(_parts(options, prompt, settings)) as parts:
-            return _print(parts, prompt if options.echo else "", options.seed)
+            return _print(parts, prompt if options.echo else "", options)
     except BrokenPipeError:  # whoever reads has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -86,30 +88,61 @@ def main(arguments: Sequence[str]) -> int:
     return EXIT_FAILURE
 
 
-def _print(parts: Parts, beginning: str, seed: int) -> int:
+def _print(parts: Parts, beginning: str, options: argparse.Namespace) -> int:
     began = time.perf_counter()
-    first, count, reason, is_interrupted = 0.0, 0, None, False
-    sys.stdout.write(beginning)
+    first, count, reason, has_begun, is_interrupted = 0.0, 0, None, False, False
+    _tell_meanwhile(f"Loading {options.model} ...")
     try:
         for text, num_tokens, why in parts:
-            count, reason = count + num_tokens, why or reason
-            first = first or time.perf_counter()
+            if not has_begun:
+                _tell_meanwhile("")
+                text = beginning + text
+            count, reason, has_begun = count + num_tokens, why or reason, True
+            if text or num_tokens:
+                first = first or time.perf_counter()
             sys.stdout.write(text)
             sys.stdout.flush()
     except KeyboardInterrupt:
         is_interrupted = True
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    finally:
+        if not has_begun:
+            _tell_meanwhile("")
+    if has_begun:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
     now = time.perf_counter()
     if is_interrupted:
         reason = "interrupted"
     told = [f"{count} tokens"]
-    if first:
+    if count and first:
         told.append(f"the first after {first - began:.2f} s")
     if count > 1 and now > first:
         told.append(f"then {(count - 1) / (now - first):.0f} a second")
-    print(f"[{', '.join([*told, str(reason), f'seed {seed}'])}]", file=sys.stderr)
+    print(f"[{', '.join([*told, str(reason), f'seed {options.seed}'])}]", file=sys.stderr)
     return EXIT_INTERRUPTED if is_interrupted else 0
+
+
+def _tell_meanwhile(text: str) -> None:
+    """A line that the next one takes away, for whoever sits in front of it."""
+    if sys.stderr.isatty():
+        sys.stderr.write(_CLEAR + text)
+        sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def _leaving_at_once() -> Iterator[None]:
+    """Ctrl-C in the middle of an import of TensorFlow would come out as any error."""
+
+    def leave(number: int, frame: object) -> None:
+        if sys.stdout.isatty():
+            os.write(1, b"\n")
+        os._exit(EXIT_INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _parts(options: argparse.Namespace, prompt: str, settings: dict[str, Any]) -> Parts:
@@ -138,9 +171,10 @@ def _here(options: argparse.Namespace, prompt: str, settings: dict[str, Any]) ->
     from serving.writing import Request
 
     request = Request(prompt=prompt, **settings)  # wrong settings are told at once
-    import_tensorflow()
-    from serving import gate, servable
-    from serving.next_tokens import NextTokensWriter
+    with _leaving_at_once():
+        import_tensorflow()
+        from serving import gate, servable
+        from serving.next_tokens import NextTokensWriter
 
     gate.check(folder, allow_foreign=options.allow_foreign)
     # Warm-up and golden answers are for those who come later: here one text is wanted, and soon.
@@ -148,12 +182,24 @@ def _here(options: argparse.Namespace, prompt: str, settings: dict[str, Any]) ->
     loaded = servable.load(options.model, int(folder.name), folder, config=config)
     try:
         with asyncio.Runner() as runner:
-            pieces = NextTokensWriter(loaded).write(request)
+            writer = NextTokensWriter(loaded)
+            (whole,) = runner.run(writer.tokenize([prompt]))
+            pieces = writer.write(request)
+            is_told = False
             try:
                 while True:
                     piece = runner.run(anext(pieces, None))
                     if piece is None:
                         return
+                    if piece.num_prompt_tokens < whole.num_tokens and not is_told:
+                        is_told = True
+                        _tell_meanwhile("")
+                        print(
+                            f"[of {whole.num_tokens} tokens of the prompt the last "
+                            f"{piece.num_prompt_tokens} are read: with the answer there is room "
+                            f"for {writer.context_length - 1}]",
+                            file=sys.stderr,
+                        )
                     yield piece.text, len(piece.tokens), piece.finish_reason
             finally:
                 runner.run(pieces.aclose())
@@ -164,10 +210,14 @@ def _here(options: argparse.Namespace, prompt: str, settings: dict[str, Any]) ->
 def _version_folder(exports: Path, model: str, version: int | None) -> Path:
     """Raises ConfigError where there is none."""
     known = {found.name: found.base_path for found in discover_models(exports)}
+    if not known:
+        raise ConfigError(
+            f"--exports: {exports.resolve()} holds no models; make one with `python -m training`, "
+            "or name another folder"
+        )
     if model not in known:
         raise ConfigError(
-            f"{exports.resolve()} holds no model named {model!r}; it holds: "
-            f"{', '.join(known) or 'none'}"
+            f"{exports.resolve()} holds no model named {model!r}; it holds: {', '.join(known)}"
         )
     versions = version_folders(known[model])
     if version is not None and version not in versions:

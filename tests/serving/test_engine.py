@@ -451,7 +451,7 @@ def test_a_drain_lets_those_who_write_and_wait_finish(repository, engine, held):
     with serving(repository, ServerConfig()) as running, ThreadPoolExecutor(3) as threads:
         url = f"{running.url}/v1/completions"
         taking = [threads.submit(take, prompt) for prompt in ("ab", "cd", "ef")]
-        wait_until(lambda: held.calls and engine.scheduler.num_waiting == 1)
+        wait_until(lambda: held.calls and len(engine._new) + len(engine._streams) == 3)
         drain = asyncio.run_coroutine_threadsafe(running.service.drain(20), running.loop)
         wait_until(lambda: running.service.is_draining)
         assert httpx.post(url, json=LONG).status_code == 503

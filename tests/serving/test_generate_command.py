@@ -106,3 +106,25 @@ def test_a_machine_without_httpx_is_told_what_to_install(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "serving.client", None)
     code, _, told = run("writer", "a", "--url", "http://127.0.0.1:9")
     assert code == 1 and told == "--url needs httpx; install it with: pip install httpx.\n"
+
+
+def test_nothing_to_write_and_too_much_to_read_are_told(run):
+    code, text, told = run("writer", "a", "--max-tokens=0", "--seed=1")
+    assert (code, text, told) == (0, "\n", "[0 tokens, length, seed 1]\n")
+    code, text, told = run("writer", "b" * 500, "--max-tokens=4", "--seed=1")
+    first, last = told.splitlines()
+    assert first.startswith("[of 500 tokens of the prompt the last ") and "room for" in first
+    assert code == 0 and len(text) == 5 and last.startswith("[4 tokens, the first after ")
+
+
+def test_a_terminal_shows_that_the_model_is_loaded(run, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    _, text, told = run("writer", "a", "--max-tokens=2", "--seed=1", "--echo")
+    assert told.startswith("\r\033[KLoading writer ...\r\033[K[2 tokens, ")
+    assert text.startswith("a") and len(text) == 4
+    assert "Loading writer ...\r\033[K--version" in run("writer", "a", "--version=3")[2]
+
+
+def test_an_empty_folder_of_exports_is_told(capsys, tmp_path):
+    assert main(["generate", "writer", "a", "--exports", str(tmp_path / "none")]) == 1
+    assert "holds no models; make one with `python -m training`" in capsys.readouterr().err
