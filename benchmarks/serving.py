@@ -1,15 +1,16 @@
 """Requests per second and latencies of the model server: python benchmarks/serving.py [--exports F]
 
-One model, a small Transformer classifier, is asked over REST and gRPC by 1, 8, 32 and 64 callers
-with batching off and on; each caller sends its next text when it has the last answer. Beside it the
-bare session call in a process of its own, and with `--litserve PYTHON` the same SavedModel behind
-LitServe, run by that interpreter (it needs litserve, tensorflow and tensorflow-text).
+Two models, a small Transformer of sentiments and the topics of `make demo`, are asked over REST and
+gRPC by 1, 8, 32 and 64 callers with batching off and on; each caller sends its next text when it
+has the last answer. Beside them the bare session call in a process of its own, and with
+`--litserve PYTHON` and `--bentoml PYTHON` the same SavedModel behind LitServe and BentoML, run by
+that interpreter (it needs the package, tensorflow and tensorflow-text).
 
 The callers are those of `h2load` (Debian: nghttp2-client), which costs next to nothing beside a
 server on the same processors; a client in Python would cost as much as what it measures. One caller
 sends a review of median length, several send reviews of four lengths. An answer is checked for each
-measurement. Without `--exports` a Transformer is trained for one pass over the starter reviews and
-exported. Prints the machine, the versions and a Markdown table.
+measurement. Without `--exports` both are trained, the Transformer for one pass over the starter
+reviews, and exported. Prints the machine, the versions and a Markdown table.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from training.datasets import load_dataset
 from training.datasets.config import DatasetConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+MODELS = ("sentiment_transformer", "topics")
 CALLERS = (1, 8, 32, 64)
 # What waits is taken at once, by one thread, so that more waits until the next batch.
 BATCHING = """
@@ -83,7 +85,7 @@ class Way:
     check: Callable[[], None]  # raises if an answer is no answer
 
 
-def rest(port: int, path: str, words: list[str], key: str) -> Way:
+def rest(port: int, path: str, words: list[str]) -> Way:
     bodies = [json.dumps({"instances": [word]}).encode() for word in words]
     url = f"http://127.0.0.1:{port}{path}"
 
@@ -91,8 +93,8 @@ def rest(port: int, path: str, words: list[str], key: str) -> Way:
         import httpx
 
         answer = httpx.post(url, content=bodies[0], headers={"content-type": "application/json"})
-        if key not in answer.text:
-            raise RuntimeError(f"no {key} in {answer.text!r}")
+        if "label" not in answer.text:
+            raise RuntimeError(f"no label in {answer.text!r}")
 
     return Way(url, ("--h1", "-H", "content-type: application/json"), bodies, check)
 
@@ -192,12 +194,16 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: list[str], port: int, path: str) -> Iterator[None]:
+def running(command: list[str], port: int, path: str, **environment: str) -> Iterator[None]:
     """A server as a child, from the first 200 at `path` on."""
     import httpx
 
     child = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         deadline = time.monotonic() + START_SECONDS
@@ -219,29 +225,51 @@ def running(command: list[str], port: int, path: str) -> Iterator[None]:
 def make_export(folder: Path) -> Path:
     training = [sys.executable, "-m", "training"]
     runs, exports = folder / "runs", folder / "exports"
-    for command in (
-        [*training, "fit", "sentiment_transformer", "--runs", str(runs), "--set", "epochs=1"],
-        [
-            *training,
-            "export",
-            "sentiment_transformer",
-            "--runs",
-            str(runs),
-            "--exports",
-            str(exports),
-        ],
-    ):
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    for name, options in ((MODELS[0], ["--set", "epochs=1"]), (MODELS[1], [])):
+        for command in (
+            [*training, "fit", name, "--runs", str(runs), *options],
+            [*training, "export", name, "--runs", str(runs), "--exports", str(exports)],
+        ):
+            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return exports
+
+
+# ---------------------------------------------------------------- its peers
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How to start one: its command and variables for a version's folder, a port and rows a batch;
+    and where it says that it is ready."""
+
+    start: Callable[[str, Path, int, int], tuple[list[str], dict[str, str]]]
+    ready: str
+
+
+def _litserve(python: str, path: Path, port: int, rows: int) -> tuple[list[str], dict[str, str]]:
+    script = str(Path(__file__).with_name("litserve_peer.py"))
+    return [python, script, str(path), str(port), str(rows)], {}
+
+
+def _bentoml(python: str, path: Path, port: int, rows: int) -> tuple[list[str], dict[str, str]]:
+    command = [python, "-m", "bentoml", "serve", "benchmarks/bentoml_peer.py:Classifier"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    variables = {"VERSION_FOLDER": str(path), "MAX_BATCH_SIZE": str(rows)}
+    return command, variables | {"BENTOML_DO_NOT_TRACK": "True"}
+
+
+PEERS = {"LitServe": Peer(_litserve, "/health"), "BentoML": Peer(_bentoml, "/readyz")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
-    parser.add_argument("--exports", type=Path, help="folder with the model (default: trains one)")
-    parser.add_argument("--model", default="sentiment_transformer", help="of a text input")
+    parser.add_argument("--exports", type=Path, help="folder with the models (default: trains)")
+    parser.add_argument("--models", nargs="+", default=MODELS, help="of a text input")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--callers", type=int, nargs="+", default=CALLERS)
-    parser.add_argument("--litserve", help="a Python that has litserve, to measure that too")
+    for name in PEERS:
+        flag, text = f"--{name.lower()}", f"a Python that has {name}, to measure that too"
+        parser.add_argument(flag, help=text)
     parser.add_argument("--batching", default=BATCHING, help="parameters, where it is on")
     parser.add_argument("--session-only", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -253,16 +281,20 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         exports = options.exports or make_export(Path(folder))
-        compare(options, exports.resolve(), words, Path(folder))
+        print(f"{platform.platform()}, {os.cpu_count()} CPUs, Python {platform.python_version()}")
+        packages = ("tensorflow", "grpcio", "uvicorn", "starlette", "orjson")
+        print(", ".join(f"{package} {version(package)}" for package in packages))
+        print(" ".join(sys.argv))
+        for name in options.models:
+            compare(options, exports.resolve(), name, words, Path(folder))
 
 
-def compare(options: argparse.Namespace, exports: Path, words: list[str], folder: Path) -> None:
-    name, seconds = options.model, options.seconds
+def compare(
+    options: argparse.Namespace, exports: Path, name: str, words: list[str], folder: Path
+) -> None:
+    seconds = options.seconds
     path = max((exports / name).iterdir(), key=lambda child: child.name)
-    print(f"{platform.platform()}, {os.cpu_count()} CPUs, Python {platform.python_version()}")
-    packages = ("tensorflow", "grpcio", "uvicorn", "starlette", "orjson")
-    print(", ".join(f"{package} {version(package)}" for package in packages))
-    print(f"{name}: {' '.join(sys.argv)}\n")
+    print(f"\n{name}\n")
     print("| server | way | batching | callers | requests/s | p50 ms | p95 ms | p99 ms |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
 
@@ -293,7 +325,7 @@ def compare(options: argparse.Namespace, exports: Path, words: list[str], folder
             *(flags if batching == "on" else []),
         ]
         ways = {
-            "REST": rest(ports[0], f"/v1/models/{name}:predict", words, "label"),
+            "REST": rest(ports[0], f"/v1/models/{name}:predict", words),
             "gRPC": grpc(ports[1], name, words),
         }
         with running(server, ports[0], "/readyz"):
@@ -303,17 +335,19 @@ def compare(options: argparse.Namespace, exports: Path, words: list[str], folder
                 for callers in options.callers:
                     figures = load(how, callers, seconds, folder)
                     reached[way, batching, callers] = row("ours", way, batching, callers, figures)
-    peer = {}
-    for batching in ("off", "on") if options.litserve else ():
-        port = free_port()
-        script = str(Path(__file__).with_name("litserve_peer.py"))
-        size = "64" if batching == "on" else "1"
-        with running([options.litserve, script, str(path), str(port), size], port, "/health"):
-            how = rest(port, "/predict", words, "")
-            load(how, max(options.callers), seconds, folder)
-            for callers in options.callers:
-                figures = load(how, callers, seconds, folder)
-                peer[batching, callers] = row("LitServe", "REST", batching, callers, figures)
+    peers: dict[tuple[str, int], list[Figures]] = {}
+    for peer, how_to in PEERS.items():
+        python = getattr(options, peer.lower())
+        for batching, rows in (("off", 1), ("on", 64)) if python else ():
+            port = free_port()
+            command, variables = how_to.start(python, path, port, rows)
+            with running(command, port, how_to.ready, **variables):
+                how = rest(port, "/predict", words)
+                load(how, max(options.callers), seconds, folder)
+                for callers in options.callers:
+                    figures = load(how, callers, seconds, folder)
+                    row(peer, "REST", batching, callers, figures)
+                    peers.setdefault((peer, callers), []).append(figures)
 
     print()
     if 1 in options.callers:
@@ -324,9 +358,10 @@ def compare(options: argparse.Namespace, exports: Path, words: list[str], folder
         gains = (f"{way} {on[way] / reached[way, 'off', callers].per_second:.2f}" for way in on)
         line = f"{callers} callers: batching on over off: {', '.join(gains)}"
         line += f"; gRPC over REST {on['gRPC'] / on['REST']:.2f}"
-        if peer:
-            best = max(peer[batching, callers].per_second for batching in ("off", "on"))
-            line += f"; REST over the better of LitServe {on['REST'] / best:.2f}"
+        for (peer, number), both in peers.items():
+            if number == callers:
+                best = max(figures.per_second for figures in both)
+                line += f"; REST over the better {peer} {on['REST'] / best:.2f}"
         print(line)
 
 
