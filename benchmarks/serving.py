@@ -4,7 +4,8 @@ Two models, a small Transformer of sentiments and the topics of `make demo`, are
 gRPC by 1, 8, 32 and 64 callers with batching off and on; each caller sends its next text when it
 has the last answer. Beside them the bare session call in a process of its own, and with
 `--litserve PYTHON` and `--bentoml PYTHON` the same SavedModel behind LitServe and BentoML, run by
-that interpreter (it needs the package, tensorflow and tensorflow-text).
+that interpreter (it needs the package, tensorflow and tensorflow-text). All servers are up at once
+and asked in turns, round by round, as the speed of a shared machine drifts.
 
 The callers are those of `h2load` (Debian: nghttp2-client), which costs next to nothing beside a
 server on the same processors; a client in Python would cost as much as what it measures. One caller
@@ -28,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +37,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from benchmarks.processes import Process
 from training.datasets import load_dataset
 from training.datasets.config import DatasetConfig
 
@@ -50,6 +52,9 @@ num_batch_threads { value: 1 }
 max_enqueued_batches { value: 100 }
 """
 START_SECONDS = 90
+
+
+Key = tuple[str, str, str, int]  # server, way, batching, callers
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ def grpc(port: int, name: str, words: list[str]) -> Way:
 
 
 def load(way: Way, callers: int, seconds: float, folder: Path) -> Figures:
-    """Figures of so many callers, each with a connection of its own, after half a second."""
+    """Figures of so many callers, each with a connection of its own, after a third of a second."""
     way.check()
     bodies = way.bodies if callers > 1 else [way.bodies[len(way.bodies) // 2]]
     parts = min(callers, len(bodies))
@@ -140,7 +145,7 @@ def load(way: Way, callers: int, seconds: float, folder: Path) -> Figures:
         share = callers // parts + (i < callers % parts)
         command = ["h2load", "-c", str(share), "-m1", "-D", f"{1000 * seconds:.0f}ms"]
         command += [
-            "--warm-up-time=500ms",
+            "--warm-up-time=300ms",
             f"--log-file={log}",
             "-d",
             str(body),
@@ -161,8 +166,9 @@ def load(way: Way, callers: int, seconds: float, folder: Path) -> Figures:
 # ---------------------------------------------------------------- what is asked
 
 
-def session_figures(path: Path, words: list[str], seconds: float) -> list[dict]:
-    """The bare session call, one caller, rows 1 and 32. Runs in a process of its own."""
+def serve_session(path: Path, words: list[str]) -> None:
+    """The bare session call of one caller, in a process of its own, by orders of
+    `benchmarks/processes.py`: so many rows, for so many seconds."""
     import numpy as np
 
     from serving import servable
@@ -173,18 +179,18 @@ def session_figures(path: Path, words: list[str], seconds: float) -> list[dict]:
     signature = loaded.signatures["serving_default"]
     feeds = (signature.inputs["text"].name,)
     fetches = tuple(sorted(info.name for info in signature.outputs.values()))
-    rows = []
-    median = words[len(words) // 2]
-    for batch in ([median], words * (32 // len(words))):
+    print("{}", flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        batch = words * (32 // len(words)) if order["rows"] > 1 else [words[len(words) // 2]]
         array = np.array([word.encode() for word in batch], object)
         latencies: list[float] = []
-        begin = time.perf_counter() + 0.5
-        while (start := time.perf_counter()) < begin + seconds:
+        begin = time.perf_counter() + 0.3
+        while (start := time.perf_counter()) < begin + order["seconds"]:
             loaded._run_session((feeds, fetches), (array,), 30.0)
             if start >= begin:
                 latencies.append(time.perf_counter() - start)
-        rows.append(vars(figures_of(latencies, seconds)))
-    return rows
+        print(json.dumps(vars(figures_of(latencies, order["seconds"]))), flush=True)
 
 
 def free_port() -> int:
@@ -259,13 +265,15 @@ def _bentoml(python: str, path: Path, port: int, rows: int) -> tuple[list[str], 
 
 
 PEERS = {"LitServe": Peer(_litserve, "/health"), "BentoML": Peer(_bentoml, "/readyz")}
+ORDER = ("bare session", "ours", *PEERS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     parser.add_argument("--exports", type=Path, help="folder with the models (default: trains)")
     parser.add_argument("--models", nargs="+", default=MODELS, help="of a text input")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="of all measurements in turn")
     parser.add_argument("--callers", type=int, nargs="+", default=CALLERS)
     for name in PEERS:
         flag, text = f"--{name.lower()}", f"a Python that has {name}, to measure that too"
@@ -277,7 +285,7 @@ def main() -> None:
         parser.error("h2load asks the servers and is not here: apt-get install nghttp2-client")
     words = texts()
     if options.session_only:
-        print(json.dumps(session_figures(options.session_only, words, options.seconds)))
+        serve_session(options.session_only, words)
         return
     with tempfile.TemporaryDirectory() as folder:
         exports = options.exports or make_export(Path(folder))
@@ -292,77 +300,110 @@ def main() -> None:
 def compare(
     options: argparse.Namespace, exports: Path, name: str, words: list[str], folder: Path
 ) -> None:
-    seconds = options.seconds
     path = max((exports / name).iterdir(), key=lambda child: child.name)
+    rounds: list[dict[Key, Figures]] = []
+    with ExitStack() as stack:
+        session = Process([sys.executable, __file__, "--session-only", str(path)])
+        stack.callback(session.close)
+        ways = started(options, exports, name, words, folder, stack)
+        for how in ways.values():  # the first batches of each size and length take longer
+            load(how, max(options.callers), 1.0, folder)
+        for _ in range(options.rounds):
+            found: dict[Key, Figures] = {}
+            for rows in (1, 32):
+                answer = session.ask(rows=rows, seconds=options.seconds)
+                found["bare session", f"{rows} rows", "", 1] = Figures(**answer)
+            for callers in options.callers:
+                for way, how in ways.items():
+                    found[*way, callers] = load(how, callers, options.seconds, folder)
+            rounds.append(found)
     print(f"\n{name}\n")
     print("| server | way | batching | callers | requests/s | p50 ms | p95 ms | p99 ms |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    print("|---|---|---|---|---|---|---|---|")
+    for key in sorted(rounds[0], key=lambda key: (ORDER.index(key[0]), *key[1:3], key[3])):
+        columns = zip(*(vars(found[key]).values() for found in rounds), strict=True)
+        per_second, *times = map(statistics.median, columns)
+        cells = (*map(str, key), f"{per_second:,.0f}", *(f"{value:.2f}" for value in times))
+        print(f"| {' | '.join(cells)} |")
+    tell_ratios(rounds, options.callers)
 
-    def row(server: str, way: str, batching: str, callers: object, figures: Figures) -> Figures:
-        cells = (f"{value:.2f}" for value in (figures.p50, figures.p95, figures.p99))
-        per_second = f"{figures.per_second:,.0f}"
-        print(
-            f"| {' | '.join((server, way, batching, str(callers), per_second, *cells))} |",
-            flush=True,
-        )
-        return figures
 
-    command = [sys.executable, __file__, "--session-only", str(path), "--seconds", str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    one, many = (Figures(**figures) for figures in json.loads(done.stdout.splitlines()[-1]))
-    row("bare session", "1 row", "", 1, one)
-    row("bare session", "32 rows", "", 1, many)
-
+def started(
+    options: argparse.Namespace,
+    exports: Path,
+    name: str,
+    words: list[str],
+    folder: Path,
+    stack: ExitStack,
+) -> dict[tuple[str, str, str], Way]:
+    """All servers, up to the end of `stack`, so that they can be asked in turns: by server, way and
+    batching."""
+    path = max((exports / name).iterdir(), key=lambda child: child.name)
     parameters = folder / "batching.config"
     parameters.write_text(options.batching)
-    reached: dict[tuple[str, str, int], Figures] = {}
+    flags = ["--enable_batching", f"--batching_parameters_file={parameters}"]
+    ways = {}
     for batching in ("off", "on"):
         ports = free_port(), free_port()
-        flags = ["--enable_batching", f"--batching_parameters_file={parameters}"]
         server = [
             *(sys.executable, "-m", "serving", f"--exports={exports}", f"--models={name}"),
             *(f"--rest_api_port={ports[0]}", f"--port={ports[1]}"),
             *(flags if batching == "on" else []),
         ]
-        ways = {
-            "REST": rest(ports[0], f"/v1/models/{name}:predict", words),
-            "gRPC": grpc(ports[1], name, words),
-        }
-        with running(server, ports[0], "/readyz"):
-            # The first batches of each size and length take longer.
-            load(ways["REST"], max(options.callers), seconds, folder)
-            for way, how in ways.items():
-                for callers in options.callers:
-                    figures = load(how, callers, seconds, folder)
-                    reached[way, batching, callers] = row("ours", way, batching, callers, figures)
-    peers: dict[tuple[str, int], list[Figures]] = {}
+        stack.enter_context(running(server, ports[0], "/readyz"))
+        ways["ours", "REST", batching] = rest(ports[0], f"/v1/models/{name}:predict", words)
+        ways["ours", "gRPC", batching] = grpc(ports[1], name, words)
     for peer, how_to in PEERS.items():
         python = getattr(options, peer.lower())
         for batching, rows in (("off", 1), ("on", 64)) if python else ():
             port = free_port()
             command, variables = how_to.start(python, path, port, rows)
-            with running(command, port, how_to.ready, **variables):
-                how = rest(port, "/predict", words)
-                load(how, max(options.callers), seconds, folder)
-                for callers in options.callers:
-                    figures = load(how, callers, seconds, folder)
-                    row(peer, "REST", batching, callers, figures)
-                    peers.setdefault((peer, callers), []).append(figures)
+            stack.enter_context(running(command, port, how_to.ready, **variables))
+            ways[peer, "REST", batching] = rest(port, "/predict", words)
+    return ways
+
+
+def tell_ratios(rounds: list[dict[Key, Figures]], numbers: list[int]) -> None:
+    """Medians over the rounds of what was measured within one."""
+
+    def ratio(of: Callable[[dict[Key, Figures]], float]) -> str:
+        return f"{statistics.median(map(of, rounds)):.2f}"
 
     print()
-    if 1 in options.callers:
-        overhead = reached["REST", "off", 1].p50 - one.p50
-        print(f"REST over the bare session call, one caller, median: {overhead:.2f} ms more")
-    for callers in options.callers:
-        on = {way: reached[way, "on", callers].per_second for way in ("REST", "gRPC")}
-        gains = (f"{way} {on[way] / reached[way, 'off', callers].per_second:.2f}" for way in on)
-        line = f"{callers} callers: batching on over off: {', '.join(gains)}"
-        line += f"; gRPC over REST {on['gRPC'] / on['REST']:.2f}"
-        for (peer, number), both in peers.items():
-            if number == callers:
-                best = max(figures.per_second for figures in both)
-                line += f"; REST over the better {peer} {on['REST'] / best:.2f}"
-        print(line)
+    if 1 in numbers:
+        for way in ("REST", "gRPC"):
+
+            def more(found: dict[Key, Figures], way: str = way) -> float:
+                return found["ours", way, "off", 1].p50 - found["bare session", "1 rows", "", 1].p50
+
+            print(f"{way} over the bare session call, one caller, median: {ratio(more)} ms more")
+    peers = sorted({server for server, *_ in rounds[0]} & PEERS.keys())
+    for callers in numbers:
+
+        def rate(found: dict[Key, Figures], *key: str, callers: int = callers) -> float:
+            return found[*key, callers].per_second
+
+        parts = [
+            f"batching on over off, {way} "
+            + ratio(lambda f, w=way: rate(f, "ours", w, "on") / rate(f, "ours", w, "off"))
+            for way in ("REST", "gRPC")
+        ]
+        parts += [
+            f"gRPC over REST, batching {batching} "
+            + ratio(lambda f, b=batching: rate(f, "ours", "gRPC", b) / rate(f, "ours", "REST", b))
+            for batching in ("off", "on")
+        ]
+        parts += [
+            f"REST over the better {peer} "
+            + ratio(
+                lambda f, p=peer: (
+                    rate(f, "ours", "REST", "on")
+                    / max(rate(f, p, "REST", b) for b in ("off", "on"))
+                )
+            )
+            for peer in peers
+        ]
+        print(f"{callers} callers: {'; '.join(parts)}")
 
 
 if __name__ == "__main__":
