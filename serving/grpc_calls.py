@@ -11,8 +11,9 @@ completion queue. So requirements-server.txt has the versions that it was tried 
 """
 
 import logging
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -80,50 +81,99 @@ class Call:
         self.ended.set_result(None)
 
 
-class Handler:
-    """What `grpc.unary_unary_rpc_method_handler` takes, for calls that `Threads` brings.
-
-    `begin(call)` is run in the thread that hears of all calls, so it has to be quick.
-    """
-
-    def __init__(self, begin: Callable[[Call], None]) -> None:
-        self.begin = begin
-
-    def __call__(self, *_: Any) -> Any:
-        raise TypeError("A Handler needs a grpc.server whose threads are `Threads`")
+Begin = Callable[[Call], None]
+"""What is to be done with a call: in the thread that hears of all calls, so it has to be quick."""
 
 
 class Threads(ThreadPoolExecutor):
-    """The threads of a `grpc.server`. Calls of a `Handler` take none; all others one each."""
+    """The threads of a `grpc.server`. Calls of `handlers` take none; all others one each.
+
+    When more than `most_awaited` calls are there without their message, those are refused that have
+    been so for more than `message_seconds`: calls are counted, and others would find no room.
+    """
+
+    def __init__(
+        self,
+        max_workers: int,
+        *,
+        message_seconds: float = math.inf,
+        most_awaited: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(max_workers, thread_name_prefix="grpc")
+        self._message_seconds, self._most_awaited = message_seconds, most_awaited
+        self._clock = clock
+        # Since when, in that order; of the thread that hears of calls alone.
+        self._awaited: dict[Call, float] = {}
+
+    def handlers(self, begins: Mapping[str, Begin]) -> grpc.GenericRpcHandler:
+        """For a `grpc.server` with these threads; by a method's path, such as `/Service/Method`."""
+        return _Handlers(self, begins)
+
+    def refuse_late(self) -> None:
+        while len(self._awaited) > self._most_awaited:
+            call, since = next(iter(self._awaited.items()))
+            if self._clock() - since <= self._message_seconds:
+                return
+            del self._awaited[call]
+            call.refuse(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"The message did not come in {self._message_seconds:g} s, and many calls wait.",
+            )
 
     def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
         # grpc._server._handle_unary_unary: a context's run, then _unary_response_in_pool and what
         # that takes.
-        if len(args) > 3 and isinstance(args[3], Handler):
-            _, event, state, handler = args[:4]
+        if len(args) > 3 and isinstance(args[3], _Behavior):
+            _, event, state, behavior = args[:4]
             call = Call(event, state)
-            _receive(call, handler)
+            self._receive(call, behavior.begin)
             return call.ended
         return super().submit(work, *args, **kwargs)
 
+    def _receive(self, call: Call, begin: Begin) -> None:
+        """Asks for the message of a call that has come; grpcio holds the lock of its state."""
 
-def _receive(call: Call, handler: Handler) -> None:
-    """Asks for the message of a call that has come; grpcio holds the lock of its state."""
-    state = call.state
+        def received(event: Any) -> Any:
+            self._awaited.pop(call, None)
+            message = event.batch_operations[0].message()
+            try:
+                if message is None:  # it left, closed its side at once, or was late
+                    call.refuse(grpc.StatusCode.UNIMPLEMENTED, _NO_MESSAGE)
+                else:
+                    call.body = message
+                    begin(call)
+            except Exception:  # which would end the thread that hears of calls
+                log.exception("A call failed")
+                call.refuse(grpc.StatusCode.INTERNAL, INTERNAL_TEXT)
+            with call.state.condition:
+                return _server._possibly_finish_call(call.state, _server._RECEIVE_MESSAGE_TOKEN)
 
-    def begin(message_event: Any) -> Any:
-        message = message_event.batch_operations[0].message()
-        try:
-            if message is None:  # it left, or closed its side at once
-                call.refuse(grpc.StatusCode.UNIMPLEMENTED, _NO_MESSAGE)
-            else:
-                call.body = message
-                handler.begin(call)
-        except Exception:  # which would end the thread that hears of calls
-            log.exception("A call failed")
-            call.refuse(grpc.StatusCode.INTERNAL, INTERNAL_TEXT)
-        with state.condition:
-            return _server._possibly_finish_call(state, _server._RECEIVE_MESSAGE_TOKEN)
+        call.event.call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), received)
+        call.state.due.add(_server._RECEIVE_MESSAGE_TOKEN)
+        self._awaited[call] = self._clock()
 
-    call.event.call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), begin)
-    state.due.add(_server._RECEIVE_MESSAGE_TOKEN)
+
+class _Behavior:
+    """Stands where grpcio has the function that answers, for `Threads.submit` to find."""
+
+    def __init__(self, begin: Begin) -> None:
+        self.begin = begin
+
+    def __call__(self, *_: Any) -> Any:
+        raise TypeError("These handlers need a grpc.server with the threads that they are of")
+
+
+class _Handlers(grpc.GenericRpcHandler):
+    def __init__(self, threads: Threads, begins: Mapping[str, Begin]) -> None:
+        self._threads = threads
+        self._methods = {
+            path: grpc.unary_unary_rpc_method_handler(_Behavior(begin))
+            for path, begin in begins.items()
+        }
+
+    def service(self, handler_call_details: Any) -> Any:
+        # Here since grpcio asks before it counts who is there; a call that is one too many comes
+        # no further.
+        self._threads.refuse_late()
+        return self._methods.get(handler_call_details.method)

@@ -35,7 +35,7 @@ from serving.batching import Task
 from serving.codec import Tensors, tensor_to_proto
 from serving.config import ConfigError, ServerConfig
 from serving.errors import INTERNAL_TEXT, Code, ServingError, as_serving_error, invalid_argument
-from serving.grpc_calls import Call, Handler, Threads
+from serving.grpc_calls import Begin, Call, Threads
 from serving.keys import Keys
 from serving.profiler import Profiler
 from serving.rates import RateLimit
@@ -85,7 +85,11 @@ class GrpcServer:
     ) -> None:
         self._config, self._health = config, None
         threads = config.grpc_max_threads or num_threads(config)
-        self._threads = Threads(threads, thread_name_prefix="grpc")
+        self._threads = Threads(
+            threads,
+            message_seconds=config.body_timeout_seconds,
+            most_awaited=config.max_waiting_requests // 2,
+        )
         self.server = grpc.server(
             self._threads,
             interceptors=[KeyedReflection(config)] if config.grpc_reflection else [],
@@ -94,13 +98,12 @@ class GrpcServer:
         )
         self._replies = Replies(self._threads)
         calls = Calls(service, config, self._threads, self._replies, rates)
-        for name, methods in _SERVICES.items():
-            handlers = {
-                method: grpc.unary_unary_rpc_method_handler(calls.handler(method, kind))
-                for method, kind in methods.items()
-            }
-            handler = grpc.method_handlers_generic_handler(name, handlers)
-            self.server.add_generic_rpc_handlers([handler])
+        begins = {
+            f"/{name}/{method}": calls.begin(method, kind)
+            for name, methods in _SERVICES.items()
+            for method, kind in methods.items()
+        }
+        self.server.add_generic_rpc_handlers([self._threads.handlers(begins)])
         if config.enable_profiler and config.engine != "remote":
             self.server.add_generic_rpc_handlers([Profiler(Keys.from_config(config)).handler()])
         names = list(_SERVICES)
@@ -253,7 +256,9 @@ class Calls:
             "GetModelStatus": _status,
         }
 
-    def handler(self, method: str, kind: Any) -> Handler:
+    def begin(self, method: str, kind: Any) -> Begin:
+        """What is done with a call of the method, whose message is of that kind."""
+
         def begin(call: Call) -> None:
             is_held = method == "Predict" and needs_no_thread(self._config, len(call.body))
             answer = self.answer(method, kind, call, is_held=is_held)
@@ -262,7 +267,7 @@ class Calls:
             else:
                 self._threads.submit(_to_the_end, answer)
 
-        return Handler(begin)
+        return begin
 
     async def answer(self, method: str, kind: Any, call: Call, *, is_held: bool) -> None:
         """The one place where an exception becomes a gRPC status. It waits in its thread, or where

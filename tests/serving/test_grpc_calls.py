@@ -3,24 +3,24 @@
 import contextlib
 import queue
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from toy_exports import wait_until
 
 from serving.errors import INTERNAL_TEXT
-from serving.grpc_calls import Handler, Threads
+from serving.grpc_calls import Threads
 
 METHOD = "/test.Service/Method"
 
 
 @contextlib.contextmanager
-def channel_to(begin, **options):
+def channel_to(begin, threads=None, **options):
     """A channel to a server with one thread whose calls go to `begin`."""
-    server = grpc.server(Threads(1), **options)
-    handlers = {"Method": grpc.unary_unary_rpc_method_handler(Handler(begin))}
-    server.add_generic_rpc_handlers(
-        [grpc.method_handlers_generic_handler("test.Service", handlers)]
-    )
+    threads = threads or Threads(1)
+    server = grpc.server(threads, **options)
+    server.add_generic_rpc_handlers([threads.handlers({METHOD: begin})])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
@@ -143,8 +143,7 @@ def test_other_calls_have_the_threads():
     def in_thread(body, context):
         return threading.current_thread().name.encode()
 
-    threads = Threads(1, thread_name_prefix="mine")
-    server = grpc.server(threads)
+    server = grpc.server(Threads(1))
     handlers = {"Method": grpc.unary_unary_rpc_method_handler(in_thread)}
     server.add_generic_rpc_handlers(
         [grpc.method_handlers_generic_handler("test.Service", handlers)]
@@ -152,10 +151,44 @@ def test_other_calls_have_the_threads():
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        assert channel.unary_unary(METHOD)(b"", timeout=10).startswith(b"mine")
+        assert channel.unary_unary(METHOD)(b"", timeout=10).startswith(b"grpc")
     server.stop(0).wait()
 
 
-def test_a_handler_needs_its_threads():
-    with pytest.raises(TypeError, match="Threads"):
-        Handler(backwards)(b"", None)
+def test_handlers_need_their_threads():
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers([Threads(1).handlers({METHOD: backwards})])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as e:
+        channel.unary_unary(METHOD)(b"", timeout=10)
+    assert "with the threads that they are of" in e.value.details()
+    server.stop(0).wait()
+
+
+def test_who_keeps_a_message_back_leaves_room_when_many_do():
+    now, may_end = [0.0], threading.Event()
+
+    def never():
+        may_end.wait(20)
+        yield b"too late"
+
+    threads = Threads(1, message_seconds=10.0, most_awaited=2, clock=lambda: now[0])
+    with channel_to(backwards, threads, maximum_concurrent_rpcs=4) as channel:
+        slow = [channel.stream_unary(METHOD).future(never(), timeout=20) for _ in range(4)]
+        wait_until(lambda: len(threads._awaited) == 4)
+        call = channel.unary_unary(METHOD)
+        now[0] = 10.0
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"abc", timeout=10)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        now[0] = 10.1
+        with pytest.raises(grpc.RpcError):  # one too many itself, it makes room for those to come
+            call(b"abc", timeout=10)
+        assert call(b"abc", timeout=10) == b"cba"
+        wait_until(lambda: sum(one.done() for one in slow) == 2)
+        late = next(one for one in slow if one.done())
+        assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "did not come in 10 s" in late.details()
+        may_end.set()
+        assert sorted(one.result() for one in slow if one.exception() is None) == [b"etal oot"] * 2
