@@ -1,16 +1,18 @@
 """Many callers, one language model: python benchmarks/serve_generation.py [SIZE] [--parts P,...]
 
 64 requests of mixed lengths (prompts of 4 to 61 tokens, answers of 16 to 128, drawn at temperature
-0.8, top-k 40, top-p 0.95), all at once or as a seeded Poisson process, through the same weights:
+0.8, top-k 40, top-p 0.95; for the large network 24 and 8 to 40), all at once or as a seeded Poisson
+process, through the same weights:
 
 * the engine of `python -m serving` with 16 slots, in this process;
 * one at a time: `serving_default` of the export in a session, as a stock server runs it;
 * static batches of 8, compiled: the same XLA steps, but whoever waits is taken together, up to 8,
   prompts padded to 64 and read in one call, and all answers come when the last of them is done.
 
-Weights are random. SIZE is tiny (4 x 128) or small (6 x 384), of 8,192 tokens. Parts: `load`
-(throughput, first tokens, gaps, cancelling, memory), `steps` (what a call costs), `http` (a server
-process, its start and the same requests as streams over HTTP). Prints Markdown.
+Weights are random. SIZE is tiny (4 layers x 128) or small (6 x 384), of 8,192 tokens, or large (12
+x 768) of 50,257. Parts: `load` (throughput, first tokens, gaps, cancelling, memory), `steps` (what
+a call costs), `trace` (where a step's time goes, by XLA's own trace), `http` (a server process, its
+start and the same requests as streams over HTTP). Prints Markdown.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ import contextlib
 import json
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -51,42 +55,65 @@ from training.export import export_learner
 from training.language_model import LanguageModel
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = {"tiny": (4, 4, 128, 256), "small": (6, 6, 384, 512)}  # layers, heads, width, context
-NUM_REQUESTS, NUM_SLOTS, STATIC_ROWS, LONGEST_PROMPT = 64, 16, 8, 64
-ROUNDS = 3
+WEIGHTS = (s.WEIGHTS_FLOAT32, s.WEIGHTS_BFLOAT16, s.WEIGHTS_INT8)
+NUM_SLOTS, STATIC_ROWS, LONGEST_PROMPT = 16, 8, 64
 
 
-def make_export(size: str, folder: Path) -> Path:
-    layers, heads, width, context = SIZES[size]
-    generator = random.Random(0)
-    words = ["".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(12_000)]
+@dataclass(frozen=True)
+class Size:
+    num_layers: int
+    num_heads: int
+    width: int
+    context_length: int
+    vocabulary_size: int = 8192
+    num_requests: int = 64
+    answers: tuple[int, int] = (16, 128)
+    rounds: int = 3
+
+
+SIZES = {
+    "tiny": Size(4, 4, 128, 256),
+    "small": Size(6, 6, 384, 512),
+    "large": Size(12, 12, 768, 256, 50_257, num_requests=24, answers=(8, 40), rounds=1),
+}
+
+
+def make_export(name: str, folder: Path, weights: str) -> Path:
+    size, generator = SIZES[name], random.Random(0)
+    words = [
+        "".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=6))
+        for _ in range(2 * size.vocabulary_size)
+    ]
     texts = [" ".join(words)] * 3
     config = RunConfig(
-        name=size,
+        name=name,
         dataset=DatasetConfig(name="starter_stories"),
-        tokenizer=ByteBPETokenizerConfig(vocabulary_size=8192),
+        tokenizer=ByteBPETokenizerConfig(vocabulary_size=size.vocabulary_size),
         model=TransformerDecoderConfig(
-            num_layers=layers,
-            num_heads=heads,
-            width=width,
-            inner_width=4 * width,
-            context_length=context,
+            num_layers=size.num_layers,
+            num_heads=size.num_heads,
+            width=size.width,
+            inner_width=4 * size.width,
+            context_length=size.context_length,
             dropout=0.0,
         ),
     )
     data = TextData(train=texts, validation=texts, test=texts)
-    return export_learner(LanguageModel.create(config, data), folder)
+    learner = LanguageModel.create(config, data)
+    if weights != s.WEIGHTS_FLOAT32:
+        learner.store_weights(weights)
+    return export_learner(learner, folder)
 
 
-def requests() -> list[Request]:
+def requests(size: Size) -> list[Request]:
     generator = random.Random(0)
     made = []
-    for seed in range(NUM_REQUESTS):
+    for seed in range(size.num_requests):
         length = min(max(int(generator.lognormvariate(2.9, 0.6)), 4), LONGEST_PROMPT - 3)
         made.append(
             Request(
-                prompt=tuple(generator.randrange(4, 8192) for _ in range(length)),
-                max_tokens=generator.randint(16, 128),
+                prompt=tuple(generator.randrange(4, size.vocabulary_size) for _ in range(length)),
+                max_tokens=generator.randint(*size.answers),
                 temperature=0.8,
                 top_k=40,
                 top_p=0.95,
@@ -121,10 +148,10 @@ def p(values: list[float], percent: int) -> float:
     return 1000 * float(np.percentile(values, percent)) if values else float("nan")
 
 
-def arrivals(rate: float) -> list[float]:
+def arrivals(rate: float, count: int) -> list[float]:
     """Seconds from the start; rate 0: all at once."""
     generator, at, times = random.Random(1), 0.0, []
-    for _ in range(NUM_REQUESTS):
+    for _ in range(count):
         if rate:
             at += generator.expovariate(rate)
         times.append(at)
@@ -150,7 +177,7 @@ async def through(write: Callable, rate: float, asked: list[Request]) -> Timelin
                 last, is_first = now, False
                 line.num_tokens += count
 
-    await asyncio.gather(*map(take, asked, arrivals(rate)))
+    await asyncio.gather(*map(take, asked, arrivals(rate, len(asked))))
     return line.end()
 
 
@@ -186,29 +213,55 @@ def in_batches(run: Callable[[list[Request]], list[int]], most: int) -> Callable
     return write
 
 
-def one_at_a_time(served: servable.Servable, texts: dict[tuple[int, ...], str]) -> Callable:
+Texts = dict[tuple[int, ...], str]
+
+
+def by_signature(served: servable.Servable, request: Request, texts: Texts) -> dict:
+    settings = (
+        np.array([texts[request.prompt]], object),
+        *(
+            np.array([value], kind)
+            for value, kind in (
+                (request.max_tokens, np.int32),
+                (request.temperature, np.float32),
+                (request.top_k, np.int32),
+                (request.top_p, np.float32),
+                (request.seed, np.int32),
+            )
+        ),
+    )
+    return served.run(s.SERVING_DEFAULT, dict(zip(s.GENERATOR_INPUTS, settings, strict=True)))
+
+
+def one_at_a_time(served: servable.Servable, texts: Texts) -> Callable:
     def run(batch: list[Request]) -> list[int]:
-        (request,) = batch
-        settings = (
-            np.array([texts[request.prompt]], object),
-            *(
-                np.array([value], kind)
-                for value, kind in (
-                    (request.max_tokens, np.int32),
-                    (request.temperature, np.float32),
-                    (request.top_k, np.int32),
-                    (request.top_p, np.float32),
-                    (request.seed, np.int32),
-                )
-            ),
-        )
-        inputs = dict(zip(s.GENERATOR_INPUTS, settings, strict=True))
-        return served.run(s.SERVING_DEFAULT, inputs)[s.NUM_TOKENS].tolist()
+        return by_signature(served, batch[0], texts)[s.NUM_TOKENS].tolist()
 
     return in_batches(run, 1)
 
 
-def static_batches(path: Path) -> Callable[[list[Request]], list[int]]:
+async def equal_texts(
+    engine: Engine, served: servable.Servable, asked: list[Request], texts: Texts
+) -> str:
+    """Of greedy texts whose prompts survive being written and read: all at once against alone."""
+    read = await engine.tokenize([texts[request.prompt] for request in asked])
+    greedy = [
+        replace(request, temperature=0.0)
+        for request, tokens in zip(asked, read, strict=True)
+        if tokens.tokens == request.prompt
+    ][:16]
+
+    async def write(request: Request) -> str:
+        async with contextlib.aclosing(engine.write(request)) as pieces:
+            return "".join([piece.text async for piece in pieces])
+
+    ours = await asyncio.gather(*map(write, greedy))
+    theirs = [by_signature(served, request, texts)[s.TEXT][0].decode() for request in greedy]
+    equal = sum(one == other for one, other in zip(ours, theirs, strict=True))
+    return f"{equal} of {len(greedy)} greedy texts are those of `serving_default` alone."
+
+
+def static_batches(path: Path, warm: list[Request]) -> Callable[[list[Request]], list[int]]:
     """The decoder's compiled steps with all steps in one call, and prompts read 8 at a time."""
     decoder = Decoder(
         path, num_slots=STATIC_ROWS, max_steps=128, chunk=LONGEST_PROMPT, progress=lambda text: None
@@ -237,7 +290,7 @@ def static_batches(path: Path) -> Callable[[list[Request]], list[int]]:
             decoder.put(row, own, request, prompt, draws, num_prompt=len(prompt), left=left)
         return decoder.write(len(batch), 128).num_tokens[: len(batch)].tolist()
 
-    run(requests()[:STATIC_ROWS])
+    run(warm[:STATIC_ROWS])
     return run
 
 
@@ -273,7 +326,7 @@ def measure_load(path: Path, size: str) -> None:
         f"{(memory() - before) / 2**20:.0f} MB; a slot of the whole context "
         f"{decoder.context_length * decoder.bytes_per_token / 2**20:.2f} MB."
     )
-    asked = requests()
+    asked = requests(SIZES[size])
     texts = asyncio.run(engine.detokenize([request.prompt for request in asked]))
     known = {request.prompt: text for request, text in zip(asked, texts, strict=True)}
     makers = {
@@ -281,11 +334,13 @@ def measure_load(path: Path, size: str) -> None:
         "one at a time": lambda: one_at_a_time(served, known),
         "static batches of 8, compiled": lambda: in_batches(static, STATIC_ROWS),
     }
-    static = static_batches(path)
+    static = static_batches(path, asked)
+    rounds = SIZES[size].rounds
+    print(f"\n{asyncio.run(equal_texts(engine, served, asked, known))}")
 
     def median_of(name: str, rate: float) -> Timeline:
-        lines = [asyncio.run(through(makers[name](), rate, asked)) for _ in range(ROUNDS)]
-        return sorted(lines, key=lambda line: line.per_second)[ROUNDS // 2]
+        lines = [asyncio.run(through(makers[name](), rate, asked)) for _ in range(rounds)]
+        return sorted(lines, key=lambda line: line.per_second)[rounds // 2]
 
     def tell(name: str, line: Timeline) -> None:
         first = (p(line.first, 50), p(line.first, 95))
@@ -344,36 +399,127 @@ async def cancels(engine: Engine) -> list[float]:
     return waits
 
 
+def full_rows(decoder: Decoder, B: int, S: int) -> Callable[[int], float]:
+    """Rows that fill a cache of S slots; gives how many seconds a call of K steps takes."""
+    decoder.reset()
+    length = S - 10
+    for number in range(B):
+        decoder.put(
+            number,
+            decoder.empty(length),
+            Request(prompt="", temperature=0.8, top_k=40, top_p=0.95),
+            [5] * length,
+            decoder.draws(number),
+            num_prompt=length,
+            left=1000,
+        )
+    state = [array.copy() for array in decoder._state()]
+
+    def seconds(K: int) -> float:
+        times = []
+        for _ in range(15):
+            for array, kept in zip(decoder._state(), state, strict=True):
+                array[:] = kept
+            began = time.perf_counter()
+            decoder.write(B, K)
+            times.append(time.perf_counter() - began)
+        return statistics.median(times)
+
+    return seconds
+
+
 def measure_steps(path: Path, size: str) -> None:
     """What a call costs by rows, slots and steps."""
     decoder = Decoder(path, num_slots=NUM_SLOTS, max_steps=8, chunk=64, progress=lambda text: None)
-    header("rows", "slots of the cache", "ms a step, 1 a call", "4", "8")
+    header("rows", "slots of the cache", "ms a step, 1 a call", "4", "8", "of a row, 8 a call")
     for S in decoder.lengths:
         for B in decoder.batch_sizes:
-            decoder.reset()
-            length = S - 10
-            for number in range(B):
-                decoder.put(
-                    number,
-                    decoder.empty(length),
-                    Request(prompt="", temperature=0.8, top_k=40, top_p=0.95),
-                    [5] * length,
-                    decoder.draws(number),
-                    num_prompt=length,
-                    left=1000,
-                )
-            state = [array.copy() for array in decoder._state()]
-            costs = []
-            for K in (1, 4, 8):
-                times = []
-                for _ in range(15):
-                    for array, kept in zip(decoder._state(), state, strict=True):
-                        array[:] = kept
-                    began = time.perf_counter()
-                    decoder.write(B, K)
-                    times.append((time.perf_counter() - began) / K)
-                costs.append(f"{1000 * statistics.median(times):.2f}")
-            row(B, S, *costs)
+            seconds = full_rows(decoder, B, S)
+            costs = [1000 * seconds(K) / K for K in (1, 4, 8)]
+            row(B, S, *(f"{cost:.2f}" for cost in costs), f"{costs[-1] / B:.3f}")
+
+
+# Where an op of a step belongs, by its name in the graph: the first that is found in it.
+GROUPS = {
+    "cache: keys and values written": r"attention_\d+/TensorScatterUpdate",
+    "attention: its matrices": r"attention_\d+/(qkv|query|key_value|output_projection)",
+    "attention: scores, softmax, values": r"attention_\d+/",
+    "inner network": r"expand|contract",
+    "norms and residual sums": r"norm_\d+/|block_\d+_\d+/add",
+    "logits": r"PartitionedCall/(head.*/)?MatMul$",
+    "embedding, positions, masks": r"PartitionedCall/",
+    "top-k and top-p": r"^while/cond_1",
+    "drawing, counting, text": r"",
+}
+CALLS = 10  # traced
+
+
+def measure_trace(path: Path, size: str) -> None:
+    """Where a step's time goes: XLA's trace of each op, by the op's name in the graph."""
+    decoder = Decoder(path, num_slots=NUM_SLOTS, max_steps=8, chunk=64, progress=lambda text: None)
+    S = decoder.lengths[-1]
+    columns: list[dict[str, float]] = []
+    for B in (1, NUM_SLOTS):
+        seconds = full_rows(decoder, B, S)
+        one, all_ = 1000 * seconds(1), 1000 * seconds(8)
+        step = (all_ - one) / 7
+        inputs = decoder._inputs(B, 8)
+        function = tf.function(decoder._write_steps, autograph=False, jit_compile=True)
+        groups = groups_of(function.experimental_get_compiler_ir(*inputs)(stage="optimized_hlo"))
+        spent = dict.fromkeys(GROUPS, 0.0)
+        for name, milliseconds in traced(function, inputs):
+            if name in groups:
+                spent[groups[name]] += milliseconds / CALLS / 8
+        column = spent | {"between ops": step - sum(spent.values()), "a step": step}
+        columns.append(column | {"besides, once a call": one - step})
+    header(f"{size}, ms", f"1 row x {S} slots", f"{NUM_SLOTS} rows x {S} slots")
+    for part in columns[0]:
+        row(part, *(f"{column[part]:.3f}" for column in columns))
+
+
+def groups_of(program: str) -> dict[str, str]:
+    """The group of each op of an optimized HLO program, but for those that only call others."""
+    named: dict[str, str] = {}  # computation -> the first name in it
+    found: list[tuple[str, str]] = []
+    computation = ""
+    for line in program.splitlines():
+        if opened := re.match(r"(?:ENTRY )?%([\w.-]+) \(", line):
+            computation = opened[1]
+        op = re.match(r"\s+(?:ROOT )?%([\w.-]+) = (?:\(.*?\)|\S+) ([\w-]+)\(", line)
+        if not op:
+            continue
+        name = re.search(r'op_name="(?:[^";]*;)?([^"]*)"', line)
+        called = re.search(r"calls=%([\w.-]+)", line)
+        full = name[1] if name else named.get(called[1], "") if called else ""
+        if full:
+            named.setdefault(computation, full)
+        if op[2] not in ("while", "conditional", "call", "parameter", "tuple"):
+            found.append((op[1], full))
+    return {
+        op: next(group for group, pattern in GROUPS.items() if re.search(pattern, full))
+        for op, full in found
+    }
+
+
+def traced(function: Callable, inputs: tuple[tf.Tensor, ...]) -> list[tuple[str, float]]:
+    """(name, milliseconds) of all that the profiler saw of `CALLS` calls."""
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    for _ in range(2):
+        function(*inputs)
+    options = tf.profiler.experimental.ProfilerOptions(host_tracer_level=3, python_tracer_level=0)
+    with tempfile.TemporaryDirectory() as folder:
+        with tf.profiler.experimental.Profile(folder, options=options):
+            for _ in range(CALLS):
+                function(*inputs)[0].numpy()
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        space = xplane_pb2.XSpace.FromString(file.read_bytes())
+    return [
+        (plane.event_metadata[event.metadata_id].name, event.duration_ps / 1e9)
+        for plane in space.planes
+        for line in plane.lines
+        for event in line.events
+    ]
 
 
 def measure_http(path: Path, size: str) -> None:
@@ -420,7 +566,7 @@ async def first_token(port: int, size: str) -> None:
         while True:
             with contextlib.suppress(httpx.TransportError):
                 async with client.stream(
-                    "POST", url_of(port), json=body_of(size, requests()[0])
+                    "POST", url_of(port), json=body_of(size, requests(SIZES[size])[0])
                 ) as response:
                     if response.status_code == 200:
                         async for line in response.aiter_lines():
@@ -430,7 +576,8 @@ async def first_token(port: int, size: str) -> None:
 
 
 async def over_http(port: int, size: str) -> None:
-    limits = httpx.Limits(max_connections=NUM_REQUESTS)
+    asked = requests(SIZES[size])
+    limits = httpx.Limits(max_connections=len(asked))
     async with httpx.AsyncClient(timeout=300, limits=limits) as client:
 
         async def write(request: Request):
@@ -442,7 +589,7 @@ async def over_http(port: int, size: str) -> None:
                         event = json.loads(line[6:])
                         yield len(event["choices"]) and 1
 
-        await through(write, 0, requests())
+        await through(write, 0, asked)
         header(
             "over HTTP, streams; the client on the same cores",
             "events/s",
@@ -450,7 +597,7 @@ async def over_http(port: int, size: str) -> None:
             "p95",
             "gap p95",
         )
-        line = await through(write, 0, requests())
+        line = await through(write, 0, asked)
         row(
             "all at once",
             round(line.per_second),
@@ -458,24 +605,31 @@ async def over_http(port: int, size: str) -> None:
             p(line.first, 95),
             p(line.gaps, 95),
         )
-        tokens = sum(request.max_tokens for request in requests())
+        tokens = sum(request.max_tokens for request in asked)
         row("... tokens/s", round(tokens / line.seconds), "", "", "")
 
 
-PARTS = {"load": measure_load, "steps": measure_steps, "http": measure_http}
+PARTS = {
+    "load": measure_load,
+    "steps": measure_steps,
+    "trace": measure_trace,
+    "http": measure_http,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("size", nargs="?", choices=SIZES, default="tiny")
     parser.add_argument("--parts", default="load")
+    parser.add_argument("--weights", choices=WEIGHTS, default=s.WEIGHTS_FLOAT32)
     parser.add_argument("--exports", type=Path, help="made there once, and found there again")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        exports = options.exports or Path(folder)
-        path = exports / options.size / options.size / "1"
+    with tempfile.TemporaryDirectory() as temporary:
+        exports = options.exports or Path(temporary)
+        folder = exports / f"{options.size}_{options.weights}"
+        path = folder / options.size / "1"
         if not path.is_dir():
-            path = make_export(options.size, exports / options.size)
+            path = make_export(options.size, folder, options.weights)
         for part in options.parts.split(","):
             PARTS[part](path, options.size)
 

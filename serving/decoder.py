@@ -216,23 +216,28 @@ class Decoder:
         """
         lengths, left = self._whole[:num_rows, _LENGTH], self._whole[:num_rows, _LEFT]
         longest = int(np.max(lengths + np.minimum(left, num_steps)))
-        B, S = self._resize(num_rows, longest)
-        whole = self._whole[:B].copy()
-        whole[num_rows:] = 0  # nothing is left to write there
-        draws = self._draws[np.arange(B)[:, None], self._next(B)]
-        outputs = self._step(
-            tf.constant(whole),
-            tf.constant(np.concatenate([self._fractions[:B], draws], axis=1)),
-            tf.constant(self._tokens[:B, : S + 1]),
-            tf.constant(num_steps),
-            tf.constant(bool(self._wants_logprobs[:num_rows].any())),
-        )
+        B, _ = self._resize(num_rows, longest)
+        outputs = self._step(*self._inputs(num_rows, num_steps))
         steps, tokens, num_tokens, hit_end, logprobs, top_tokens, top_logprobs = (
             output.numpy() for output in outputs
         )
         self._remember(num_rows, tokens, num_tokens)
         return Written(
             tokens, num_tokens, hit_end, logprobs, top_tokens, top_logprobs, B, int(steps)
+        )
+
+    def _inputs(self, num_rows: int, num_steps: int) -> tuple[tf.Tensor, ...]:
+        """Of `_step`, for the cache as it is."""
+        B, S = self._size
+        whole = self._whole[:B].copy()
+        whole[num_rows:] = 0  # nothing is left to write there
+        draws = self._draws[np.arange(B)[:, None], self._next(B)]
+        return (
+            tf.constant(whole),
+            tf.constant(np.concatenate([self._fractions[:B], draws], axis=1)),
+            tf.constant(self._tokens[:B, : S + 1]),
+            tf.constant(num_steps),
+            tf.constant(bool(self._wants_logprobs[:num_rows].any())),
         )
 
     def _next(self, B: int) -> np.ndarray:
