@@ -20,7 +20,7 @@ from serving.errors import Code, ServingError
 CALL_SECONDS = 0.02
 # While somebody's first token is still to come, unless others wait for a slot even so: then short
 # calls, each of which costs a millisecond besides its steps, would make everybody's wait longer.
-JOINING_SECONDS = 0.005
+JOINING_SECONDS = 0.01
 PASSED_OVER_AT_MOST = 4  # times that shorter prompts are read before a longer one
 
 
