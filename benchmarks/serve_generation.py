@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -338,13 +338,23 @@ def measure_load(path: Path, size: str) -> None:
     rounds = SIZES[size].rounds
     print(f"\n{asyncio.run(equal_texts(engine, served, asked, known))}")
 
-    def median_of(name: str, rate: float) -> Timeline:
-        lines = [asyncio.run(through(makers[name](), rate, asked)) for _ in range(rounds)]
-        return sorted(lines, key=lambda line: line.per_second)[rounds // 2]
-
-    def tell(name: str, line: Timeline) -> None:
-        first = (p(line.first, 50), p(line.first, 95))
-        row(name, round(line.per_second), *first, p(line.gaps, 95), p(line.token_gaps, 95))
+    def tell(names: Iterable[str], rate: float) -> dict[str, float]:
+        """A line of the table for each way, medians of rounds in which they took turns; their
+        tokens a second."""
+        lines: dict[str, list[Timeline]] = {name: [] for name in names}
+        for _ in range(rounds):
+            for name, some in lines.items():
+                some.append(asyncio.run(through(makers[name](), rate, asked)))
+        for name, some in lines.items():
+            values = (
+                (p(one.first, 50), p(one.first, 95), p(one.gaps, 95), p(one.token_gaps, 95))
+                for one in some
+            )
+            middle = [statistics.median(column) for column in zip(*values, strict=True)]
+            row(name, round(statistics.median(one.per_second for one in some)), *middle)
+        return {
+            name: statistics.median(one.per_second for one in some) for name, some in lines.items()
+        }
 
     quiet = asyncio.run(through(by_engine(engine), 0, asked[:1]))
     for one in asked[1:6]:
@@ -353,22 +363,13 @@ def measure_load(path: Path, size: str) -> None:
         quiet.token_gaps += more.token_gaps
     columns = ("first token p50, ms", "p95", "gap of pieces p95", "gap a token p95")
     header("all at once", "tokens/s", *columns)
-    full = {}
-    for name in makers:
-        line = full[name] = median_of(name, 0)
-        tell(name, line)
+    full = tell(makers, 0)
     row("engine, one text alone", "", "", "", p(quiet.gaps, 95), p(quiet.token_gaps, 95))
     mean = statistics.mean(request.max_tokens for request in asked)
-    for other in ("one at a time", "static batches of 8, compiled"):
-        rate = 0.8 * full[other].per_second / mean
+    for other in makers:
+        rate = 0.8 * full[other] / mean
         header(f"{rate:.1f} requests/s, 0.8 of {other}", "tokens/s", *columns)
-        for name in ("engine", other):
-            line = median_of(name, rate)
-            tell(name, line)
-    rate = 0.8 * full["engine"].per_second / mean
-    header(f"{rate:.1f} requests/s, 0.8 of the engine", "tokens/s", *columns)
-    line = median_of("engine", rate)
-    tell("engine", line)
+        tell(dict.fromkeys(("engine", other)), rate)
     waits = asyncio.run(cancels(engine))
     print(
         f"\nCancelled to free slot, {NUM_SLOTS} texts at once, {len(waits)} times: "
