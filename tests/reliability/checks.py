@@ -105,11 +105,18 @@ def mutated(seed: bytes, random: random.Random, pieces: Sequence[bytes] = PIECES
     return bytes(data)
 
 
-async def wrong_http(port: int, *, number: int, seed: int = 0, at_once: int = 50) -> list[Figure]:
+async def wrong_http(
+    port: int,
+    *,
+    number: int,
+    seed: int = 0,
+    at_once: int = 50,
+    hang_seconds: float = HANG_SECONDS,
+) -> list[Figure]:
     """Mutated requests: no 5xx, no hang, and the server lives."""
     source = random.Random(seed)
     requests = [mutated(source.choice(SEEDS), source) for _ in range(number)]
-    return await _all_refused(port, requests, at_once)
+    return await _all_refused(port, requests, at_once, hang_seconds=hang_seconds)
 
 
 async def wrong_json(port: int, *, number: int, seed: int = 0) -> list[Figure]:
@@ -130,7 +137,12 @@ async def wrong_json(port: int, *, number: int, seed: int = 0) -> list[Figure]:
 
 
 async def _all_refused(
-    port: int, requests: Sequence[bytes], at_once: int, *, must_answer: bool = False
+    port: int,
+    requests: Sequence[bytes],
+    at_once: int,
+    *,
+    must_answer: bool = False,
+    hang_seconds: float = HANG_SECONDS,
 ) -> list[Figure]:
     """Each request on a connection of its own."""
     left = list(enumerate(requests))
@@ -143,9 +155,9 @@ async def _all_refused(
             number, request = left.pop()
             began = time.perf_counter()
             try:
-                answer = await exchange(port, request, HANG_SECONDS)
+                answer = await exchange(port, request, hang_seconds)
             except TimeoutError:
-                faults.append(f"no answer in {HANG_SECONDS} s to {number}: {request[:300]!r}")
+                faults.append(f"no answer in {hang_seconds} s to {number}: {request[:300]!r}")
                 continue
             except (ValueError, IndexError) as error:
                 faults.append(f"an answer that is no HTTP ({error}) to {request[:300]!r}")
@@ -161,7 +173,7 @@ async def _all_refused(
     await asyncio.gather(*(work() for _ in range(at_once)))
     must(not faults, f"{len(faults)} of {len(requests)}, the first: {faults[:1]}")
     await _lives(port)
-    return [Figure("slowest answer, s", slowest, HANG_SECONDS)]
+    return [Figure("slowest answer, s", slowest, hang_seconds)]
 
 
 def _is_error(answer: Answer) -> bool:

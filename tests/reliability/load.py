@@ -36,11 +36,11 @@ class Caller:
                 reader, writer = self._streams
                 writer.write(request)
                 answer = await read_answer(reader, began)
-        except (OSError, asyncio.IncompleteReadError):
-            answer = NOTHING
-        except TimeoutError:
+        except TimeoutError:  # an OSError, too
             self.close()
             raise
+        except (OSError, asyncio.IncompleteReadError):
+            answer = NOTHING
         if answer.status == 0 or answer.headers.get("connection") == "close":
             self.close()
         return answer

@@ -306,6 +306,10 @@ async def check_http(server: Server, port: int) -> None:
     await checks.wrong_http(port, number=200)
 
 
+async def check_hang(server: Server, port: int) -> None:
+    await checks.wrong_http(port, number=200, hang_seconds=Server.header_seconds + 0.7)
+
+
 async def check_json(server: Server, port: int) -> None:
     await checks.wrong_json(port, number=60)
 
@@ -362,6 +366,7 @@ async def check_stop(server: Stops, port: int) -> None:
 
 MUTANTS = [
     (check_http, FailsOnNonsense),
+    (check_hang, IsPatient),
     (check_json, FailsOnBadJson),
     (check_bodies, TakesOneMore),
     (check_bomb, Unpacks),
