@@ -54,7 +54,8 @@ def take(page: Page, url: str, example: int | None, path: Path) -> None:
     if example is not None:
         page.locator(".st-key-examples button").nth(example).click()
         expect(page.locator(".sw-verdict, .sw-story")).to_be_visible(timeout=120_000)
-        expect(page.locator(".st-key-generate-stop button")).to_have_count(0, timeout=120_000)  # written
+        is_writing = page.locator(".st-key-generate-stop button")
+        expect(is_writing).to_have_count(0, timeout=120_000)
     else:
         page.get_by_role("tab").nth(2).click()
     page.mouse.move(0, 0)
