@@ -74,7 +74,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(4, 4, 128, 256),
-    "small": Size(6, 6, 384, 512),
+    "small": Size(6, 6, 384, 512, rounds=1),
     "large": Size(12, 12, 768, 256, 50_257, num_requests=24, answers=(8, 40), rounds=1),
 }
 
