@@ -20,13 +20,23 @@ if "STEPWISE_DATA" not in os.environ and (ROOT.parent / "shared" / "data").is_di
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """Tests that need the trained exports share a worker, so that those are trained once."""
+    """Tests that share what takes long to make share a worker, so that it is made once."""
     for item in items:
+        if item.get_closest_marker("xdist_group"):
+            continue
         names = getattr(item, "fixturenames", ())
         if "trained_folder" in names:
             item.add_marker(pytest.mark.xdist_group("trained_exports"))
         elif "tiny_writer" in names:
             item.add_marker(pytest.mark.xdist_group("tiny_writer"))
+        elif _has_fixtures_of_its_module(item):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+def _has_fixtures_of_its_module(item) -> bool:
+    found = getattr(item, "_fixtureinfo", None)
+    definitions = [one for some in found.name2fixturedefs.values() for one in some] if found else []
+    return any(one.scope == "module" and one.baseid.endswith(".py") for one in definitions)
 
 
 @pytest.fixture(scope="module", autouse=True)
