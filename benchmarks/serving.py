@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import socket
 import statistics
 import struct
@@ -29,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -210,6 +211,7 @@ def running(command: list[str], port: int, path: str, **environment: str) -> Ite
         env=os.environ | environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a group of its own: peers leave workers behind when they end
     )
     try:
         deadline = time.monotonic() + START_SECONDS
@@ -226,6 +228,8 @@ def running(command: list[str], port: int, path: str, **environment: str) -> Ite
     finally:
         child.terminate()
         child.wait(30)
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def make_export(folder: Path) -> Path:
