@@ -6,6 +6,7 @@ batch into one run and back.
 """
 
 import asyncio
+import contextlib
 import math
 import os
 import threading
@@ -395,7 +396,8 @@ class Batcher:
                 task.error = ServingError(known.code, known.message) if known else error
         finally:
             for task in tasks:
-                task.finish()
+                with contextlib.suppress(RuntimeError):  # an event loop has ended, and who waited
+                    task.finish()
 
     def _process(self, key: Key, tasks: list[Task]) -> None:
         start = self._pool.clock()

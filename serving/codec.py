@@ -11,9 +11,10 @@ import base64
 import functools
 import itertools
 import json
+import math
 import re
 from array import array as packed
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from serving.json_text import shown
 Arrays = dict[str, np.ndarray]
 
 MAX_RANK = 64  # numpy's limit
+TEXT_BYTES = 32  # that a text of a tensor takes beside itself
 BAD_BASE64 = "Unable to base64 decode"
 # As Abseil reads it: white space is passed over, padding is all there or not at all, of = or dots.
 BASE64 = re.compile(r"([A-Za-z0-9+/]*)([=.]*)")
@@ -449,6 +451,38 @@ def _shape_proto(shape: tuple[int, ...]) -> tensor_shape_pb2.TensorShapeProto:
     return tensor_shape_pb2.TensorShapeProto(
         dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=size) for size in shape]
     )
+
+
+def check_texts(texts: Iterable[bytes], most: int) -> None:
+    """INVALID_ARGUMENT for a text of more than `most` characters."""
+    for text in texts:
+        if len(text) > most:  # bytes, so characters need a closer look
+            length = len(text.decode(errors="replace"))
+            if length > most:
+                raise invalid_argument(
+                    f"A text holds {length} characters; --max-characters allows {most}."
+                )
+
+
+def check_filled(alias: str, proto: tensor_pb2.TensorProto, most: int) -> int:
+    """How many values the tensor has; INVALID_ARGUMENT when fewer were sent and so many would take
+    more than `most` bytes.
+    """
+    count = math.prod(max(dim.size, 0) for dim in proto.tensor_shape.dim)
+    field = _PROTO_FIELDS.get(proto.dtype)
+    if field is None or proto.tensor_content:
+        return count
+    values = getattr(proto, field)
+    if proto.dtype == types_pb2.DT_STRING:
+        size = TEXT_BYTES + (len(values[-1]) if values else 0)
+    else:
+        size = tf.as_dtype(proto.dtype).size
+    if len(values) < count and count * size > most:
+        raise invalid_argument(
+            f"The shape of tensor {alias} has {count} values, {len(values)} were sent, and filled "
+            f"up they would take {count * size} bytes; --max-inflated-bytes allows {most}."
+        )
+    return count
 
 
 def tensor_from_proto(alias: str, proto: tensor_pb2.TensorProto) -> np.ndarray:

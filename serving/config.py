@@ -204,7 +204,9 @@ class ServerConfig:
     body_timeout_seconds: float = _option(
         10.0, "for a body to come, and what 32 KiB a second add to it"
     )
-    request_timeout_seconds: float = _option(60.0, "for an answer, queueing included; then 504")
+    request_timeout_seconds: float = _option(
+        60.0, "for an answer, queueing included; then 504; 0: no limit"
+    )
     max_running_requests: int = _option(0, "computed at once; 0: 4 for each CPU, or a batch")
     max_waiting_requests: int = _option(256, "beyond those running; more are a 429")
     max_answers: int = _option(128, "in one request: prompts times n, or times best_of")

@@ -7,6 +7,7 @@ request that is turned away is answered before its body is read, and holds nothi
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -260,7 +261,8 @@ class _Watch:
             raise RuntimeError("A request is watched by its task, and this runs in none")
         self.caller = caller
         self.verdict: Refused | _Gone | None = None
-        self._seconds, self._receive, self._answer = seconds, receive, answer
+        self._seconds = seconds or math.inf
+        self._receive, self._answer = receive, answer
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -273,7 +275,8 @@ class _Watch:
     async def _run(self) -> None:
         gone = asyncio.ensure_future(_disconnected(self._receive))
         try:
-            done, _ = await asyncio.wait({gone}, timeout=self._seconds - LOOK_SECONDS)
+            left = None if self._seconds == math.inf else max(self._seconds - LOOK_SECONDS, 0.0)
+            done, _ = await asyncio.wait({gone}, timeout=left)
             if not done and self._answer.status:
                 await gone  # what has begun to be sent is sent to its end, while somebody reads it
             self.verdict = (

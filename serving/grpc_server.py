@@ -14,7 +14,10 @@ import threading
 import time
 import types
 from collections.abc import Callable, Coroutine, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -32,22 +35,23 @@ from tensorflow_serving.apis import (
 from model.signatures import SERVING_DEFAULT
 from serving import inference, metrics, model_configs, text_config
 from serving.batching import Task
-from serving.codec import Tensors, tensor_to_proto
+from serving.codec import Tensors, check_filled, check_texts, tensor_to_proto
 from serving.config import ConfigError, ServerConfig
-from serving.errors import INTERNAL_TEXT, Code, ServingError, as_serving_error, invalid_argument
-from serving.grpc_calls import Begin, Call, Threads
+from serving.errors import Code, ServingError, invalid_argument
+from serving.grpc_calls import Begin, Call, Reception, headers_of
 from serving.keys import Keys
 from serving.profiler import Profiler
 from serving.rates import RateLimit
 from serving.repository import Repository
 from serving.request_ids import REQUEST_ID, request_id_of
-from serving.service import Service, is_small, needs_no_thread, num_threads
+from serving.service import SMALL_OUTPUT, Service, is_small, needs_no_thread, num_threads
 from serving.timing import Timing
 
 log = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES = 2**31 - 1
-MAX_ERROR_BYTES = 1024
+MAX_MESSAGE_BYTES = 2**31 - 1  # of an answer
+OTHER_THREADS = 16  # of health and reflection, whose callers may hold one each
+LEAST_AWAITED = 64  # calls that may lack their message, however few may wait
 
 # Messages cross as bytes and are read here: one that is none gets an answer of ours.
 _PREDICTION = {
@@ -69,9 +73,8 @@ _SERVICES = {
 _HEALTHY = ("", "ModelService", "PredictionService")
 _INFERENCE = ("Predict", "Classify", "Regress", "MultiInference")
 
-
-# Its steps end where it waits for a task.
-Waiting = Coroutine[Task, None, None]
+# A step of one ends where it waits for a task or, None, for a thread.
+Answer = Coroutine[Task | None, None, None]
 
 
 class GrpcServer:
@@ -85,27 +88,24 @@ class GrpcServer:
     ) -> None:
         self._config, self._health = config, None
         threads = config.grpc_max_threads or num_threads(config)
-        self._threads = Threads(
-            threads,
-            message_seconds=config.body_timeout_seconds,
-            most_awaited=config.max_waiting_requests // 2,
-        )
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
+        most_awaited = max(config.max_waiting_requests, LEAST_AWAITED)
+        reception = Reception(OTHER_THREADS, most_awaited=most_awaited)
         self.server = grpc.server(
-            self._threads,
+            reception,
             interceptors=[KeyedReflection(config)] if config.grpc_reflection else [],
             options=_options(config),
-            maximum_concurrent_rpcs=threads + config.max_waiting_requests,
         )
-        self._replies = Replies(self._threads)
-        calls = Calls(service, config, self._threads, self._replies, rates)
-        begins = {
-            f"/{name}/{method}": calls.begin(method, kind)
+        self._answers = Answers(self._threads)
+        calls = Calls(service, config, rates)
+        begins: dict[str, Begin] = {
+            f"/{name}/{method}": partial(self._begin, partial(calls.answer, method, kind))
             for name, methods in _SERVICES.items()
             for method, kind in methods.items()
         }
-        self.server.add_generic_rpc_handlers([self._threads.handlers(begins)])
         if config.enable_profiler and config.engine != "remote":
-            self.server.add_generic_rpc_handlers([Profiler(Keys.from_config(config)).handler()])
+            begins |= Profiler(Keys.from_config(config)).begins()
+        self.server.add_generic_rpc_handlers([reception.handlers(begins)])
         names = list(_SERVICES)
         if config.enable_grpc_healthcheck_service:
             from grpc_health.v1 import health, health_pb2_grpc
@@ -121,6 +121,9 @@ class GrpcServer:
             )
 
             reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], self.server)
+
+    def _begin(self, answer: Callable[[Call], Answer], call: Call) -> None:
+        self._answers.begin(answer(call))
 
     def start(self, host: str) -> list[str]:
         """Opens the port and the socket that the settings name; returns what listens where.
@@ -158,13 +161,14 @@ class GrpcServer:
     def stop(self, seconds: float) -> None:
         """Ends what still runs after `seconds`."""
         self.server.stop(seconds).wait()
-        self._replies.close()
+        self._answers.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _host(peer: str) -> str:
-    """The address in "ipv4:127.0.0.1:5000", as the REST side has it; empty for a Unix socket."""
-    return peer.partition(":")[2].rpartition(":")[0]
+    """The address in "ipv4:127.0.0.1:5000" or "ipv6:%5B::1%5D:5000", as the REST side has it; empty
+    for a Unix socket."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 class KeyedReflection(grpc.ServerInterceptor):
@@ -177,7 +181,7 @@ class KeyedReflection(grpc.ServerInterceptor):
         if not call.method.startswith("/grpc.reflection."):
             return continuation(call)
         try:
-            self._keys.check(_headers(call.invocation_metadata))
+            self._keys.check(headers_of(call.invocation_metadata))
         except ServingError as error:
             code, message = grpc.StatusCode[error.code.name], error.message
             return grpc.stream_stream_rpc_method_handler(
@@ -186,20 +190,30 @@ class KeyedReflection(grpc.ServerInterceptor):
         return continuation(call)
 
 
-class Replies:
-    """One thread that goes on with all answers whose batch is done."""
+class Answers:
+    """Runs answers: a step in the thread that begins one, the rest in a thread of a pool or, once a
+    batch is done, in one thread that writes all those that wait for batches."""
 
-    def __init__(self, threads: Threads) -> None:
-        self._threads = threads  # for large ones
-        self._done: queue.SimpleQueue[tuple[Waiting, Task] | None] = queue.SimpleQueue()
+    def __init__(self, threads: ThreadPoolExecutor) -> None:
+        self._threads = threads
+        self._done: queue.SimpleQueue[tuple[Answer, Task] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def begin(self, answer: Waiting) -> None:
+    def begin(self, answer: Answer) -> None:
         """Runs it until it waits; it goes on when what it waits for is done."""
-        if self._thread is None:
-            self._start()
-        self._go_on(answer)
+        try:
+            task = answer.send(None)
+            if task is None:
+                self._threads.submit(self.begin, answer)
+                return
+            if self._thread is None:
+                self._start()
+            task.then(lambda: self._done.put((answer, task)))
+        except StopIteration:
+            pass
+        except Exception:  # which would end a thread that all share
+            log.exception("An answer failed")
 
     def close(self) -> None:
         if self._thread:
@@ -216,22 +230,21 @@ class Replies:
         while waited := self._done.get():
             answer, task = waited
             if is_small(task.outputs):
-                self._go_on(answer)
+                self.begin(answer)
             else:
-                self._threads.submit(self._go_on, answer)
-
-    def _go_on(self, answer: Waiting) -> None:
-        try:
-            task = answer.send(None)
-        except StopIteration:
-            return
-        task.then(lambda: self._done.put((answer, task)))
+                self._threads.submit(self.begin, answer)
 
 
 @types.coroutine
-def _done(task: Task) -> Generator[Task, None, None]:
-    """What an answer that `Replies` runs awaits."""
+def _batch(task: Task) -> Generator[Task, None, None]:
+    """What an answer awaits for a task to be done; it holds no thread."""
     yield task
+
+
+@types.coroutine
+def _thread() -> Generator[None, None, None]:
+    """What an answer awaits to go on in a thread of its own."""
+    yield None
 
 
 class Calls:
@@ -241,12 +254,9 @@ class Calls:
         self,
         service: Service,
         config: ServerConfig,
-        threads: Threads,
-        replies: Replies,
         rates: RateLimit | None = None,
     ) -> None:
         self._service, self._config = service, config
-        self._threads, self._replies = threads, replies
         self._keys, self._rates = Keys.from_config(config), rates
         self._work: dict[str, Callable[..., Any]] = {
             "Classify": self._classify,
@@ -256,50 +266,48 @@ class Calls:
             "GetModelStatus": _status,
         }
 
-    def begin(self, method: str, kind: Any) -> Begin:
-        """What is done with a call of the method, whose message is of that kind."""
-
-        def begin(call: Call) -> None:
-            is_held = method == "Predict" and needs_no_thread(self._config, len(call.body))
-            answer = self.answer(method, kind, call, is_held=is_held)
-            if is_held:
-                self._replies.begin(answer)
-            else:
-                self._threads.submit(_to_the_end, answer)
-
-        return begin
-
-    async def answer(self, method: str, kind: Any, call: Call, *, is_held: bool) -> None:
-        """The one place where an exception becomes a gRPC status. It waits in its thread, or where
-        `is_held` for tasks that `Replies` waits for."""
+    async def answer(self, method: str, kind: Any, call: Call) -> None:
+        """The one place where an exception becomes a gRPC status. In the thread that hears of calls
+        until it waits: for a thread, or for `Answers` to find its batch done."""
         began = time.perf_counter()
         timing, model = Timing(), ""
-        headers = _headers(call.metadata)
+        headers = call.headers
         told = [(REQUEST_ID, request_id_of(headers))]
         try:
             who = self._keys.check(headers, admin=method == "HandleReloadConfigRequest")
             self._check_rate(who or _host(call.peer))
-            request = _read(kind, call.body)
-            model = _model_of(request)
-            timing.parse = time.perf_counter() - began
-            with self._service.caller() as repository:
-                response = await self._run(
-                    method, repository, request, timing, call.seconds_left(), is_held
-                )
-                answer = response.SerializeToString()
-                if method in _INFERENCE:
-                    metrics.count_request(model, Code.OK.name)
-                    seconds = time.perf_counter() - began
-                    metrics.observe_request(model, method, "GRPC", timing, seconds)
-                call.reply(answer, told)
+            with self._service.caller() as repository:  # from here on a drain waits for it
+                is_held = method == "Predict" and needs_no_thread(self._config, len(call.body))
+                if not is_held:
+                    await _thread()
+                request = _read(kind, call.body)
+                model = _model_of(request)
+                if self._check_sizes(request) > SMALL_OUTPUT and is_held:
+                    await _thread()
+                    is_held = False
+                timing.parse = time.perf_counter() - began
+                timeout = call.seconds_left()
+                response = await self._run(method, repository, request, timing, timeout, is_held)
+                call.reply(response.SerializeToString(), told)
         except Exception as error:
-            known = as_serving_error(error)
-            if known is None:
-                log.exception("%s failed", method)
-                known = ServingError(Code.INTERNAL, INTERNAL_TEXT)
+            code = call.fail(error, told)
             if method in _INFERENCE:
-                metrics.count_request(model, known.code.name)
-            call.refuse(grpc.StatusCode[known.code.name], _cut(known.message), told)
+                metrics.count_request(model, code.name)
+            return
+        if method in _INFERENCE:
+            metrics.count_request(model, Code.OK.name)
+            seconds = time.perf_counter() - began
+            metrics.observe_request(model, method, "GRPC", timing, seconds)
+
+    def _check_sizes(self, request: Any) -> int:
+        """How many values a Predict feeds; its texts and what it fills up have limits."""
+        if not isinstance(request, predict_pb2.PredictRequest):
+            return 0
+        total = 0
+        for alias, tensor in request.inputs.items():
+            check_texts(tensor.string_val, self._config.max_characters)
+            total += check_filled(alias, tensor, self._config.max_inflated_bytes)
+        return total
 
     def _check_rate(self, who: str) -> None:
         if self._rates and (seconds := self._rates.wait(who)):
@@ -322,7 +330,9 @@ class Calls:
             return self._reload(repository, request, timeout)
         if method not in _INFERENCE:
             return self._work[method](repository, request)
-        if timeout is not None and timeout <= 0:
+        if timeout is None:
+            timeout = self._config.request_timeout_seconds or None
+        elif timeout <= 0:
             raise ServingError(Code.DEADLINE_EXCEEDED, "The deadline was over on arrival.")
         if method == "Predict":
             return await self._predict(repository, request, timeout, timing, is_held)
@@ -347,7 +357,7 @@ class Calls:
                     list(request.output_filter),
                     timeout=timeout,
                     timing=timing,
-                    wait=_done,
+                    wait=_batch,
                 )
             else:
                 outputs = inference.predict(servable, request, timeout=timeout, timing=timing)
@@ -381,6 +391,15 @@ class Calls:
         )
         return regression_pb2.RegressionResponse(result=result, model_spec=spec)
 
+    def _examples_of(self, request: Any) -> list[bytes]:
+        examples = inference.examples_of(request.input)
+        if len(examples) > self._config.max_rows:
+            raise invalid_argument(
+                f"The request holds {len(examples)} examples; --max-rows allows "
+                f"{self._config.max_rows} in a request."
+            )
+        return examples
+
     def _examples(
         self, method: Callable[..., Any], api: str, repository: Repository, request: Any
     ) -> Callable[[float | None, Timing], tuple[Any, model_pb2.ModelSpec]]:
@@ -390,7 +409,7 @@ class Calls:
             name, version, label = _target(request)
             signature = request.model_spec.signature_name
             with repository.acquire(name, version, label) as servable:
-                examples = inference.examples_of(request.input)
+                examples = self._examples_of(request)
                 result = method(
                     servable,
                     signature,
@@ -410,7 +429,7 @@ class Calls:
     ) -> inference_pb2.MultiInferenceResponse:
         name, version, label = _target(request.tasks[0] if request.tasks else request)
         with repository.acquire(name, version, label) as servable:
-            examples = inference.examples_of(request.input)
+            examples = self._examples_of(request)
             response = inference.multi_inference(
                 servable,
                 request.tasks,
@@ -450,33 +469,10 @@ def _read(kind: Any, body: bytes) -> Any:
         ) from error
 
 
-def _to_the_end(answer: Waiting) -> None:
-    """Runs an answer that waits in the thread itself."""
-    try:
-        answer.send(None)
-    except StopIteration:
-        return
-    raise RuntimeError("An answer with a thread of its own waits for somebody else")
-
-
-def _headers(metadata: Any) -> dict[str, str]:
-    return {
-        key: value if isinstance(value, str) else value.decode("latin-1")
-        for key, value in metadata or ()
-    }
-
-
 def _model_of(request: Any) -> str:
     if isinstance(request, inference_pb2.MultiInferenceRequest):
         return request.tasks[0].model_spec.name if request.tasks else ""
     return getattr(getattr(request, "model_spec", None), "name", "")
-
-
-def _cut(message: str) -> str:
-    text = message.encode(errors="replace")
-    if len(text) <= MAX_ERROR_BYTES:
-        return text.decode()
-    return text[:MAX_ERROR_BYTES].decode(errors="ignore") + "...TRUNCATED"
 
 
 def _target(request: Any) -> tuple[str, int | None, str | None]:
@@ -551,7 +547,7 @@ def _status(
 def _options(config: ServerConfig) -> list[tuple[str, Any]]:
     options: dict[str, Any] = {
         "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
-        "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
+        "grpc.max_receive_message_length": min(config.max_body_bytes, MAX_MESSAGE_BYTES),
         # Shared ports would let a second server start unseen and take half of the requests.
         "grpc.so_reuseport": 0,
     }

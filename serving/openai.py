@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import json
 import logging
+import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -351,7 +352,7 @@ async def _write(
         events = _events(service, config, request, asked)
         first = await anext(events)  # what fails before it is an error with a status
         return EventStream(first, events)
-    deadline = time.monotonic() + config.request_timeout_seconds
+    deadline = time.monotonic() + (config.request_timeout_seconds or math.inf)
     usage = _Usage()
     async with _writer(service, request, asked.model) as writer:
         prompts = await _read(writer, asked)

@@ -9,18 +9,20 @@ import functools
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 from tensorflow.python.profiler.internal import _pywrap_profiler
 from tensorflow.tsl.profiler.protobuf import profiler_options_pb2
 
-from serving.errors import Code, ServingError, as_serving_error, invalid_argument
+from serving.errors import Code, ServingError, invalid_argument
+from serving.grpc_calls import Begin, Call
 from serving.keys import Keys
 
 SERVICE = "tensorflow.ProfilerService"
+NUM_THREADS = 4  # a trace holds one; TensorFlow takes one trace at a time
 STEP_SECONDS = 0.05  # how often a trace looks whether anybody still waits for it
 TOOL = "xplane.pb"  # what the client calls the file that it writes
 
@@ -48,39 +50,35 @@ class Profiler:
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
+        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="profiler")
         self._ends: dict[str, threading.Event] = {}  # of the traces under way, by session
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def begins(self) -> dict[str, Begin]:
+        """For `grpc_calls.Reception`, by the methods' paths."""
         methods = {"Profile": self._profile, "Terminate": self._terminate}
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                name: grpc.unary_unary_rpc_method_handler(functools.partial(self._answer, method))
-                for name, method in methods.items()
-            },
-        )
+        return {
+            f"/{SERVICE}/{name}": functools.partial(self._begin, work)
+            for name, work in methods.items()
+        }
 
-    def _answer(
-        self, method: Callable[[bytes, Any], bytes], body: bytes, context: grpc.ServicerContext
-    ) -> bytes:
+    def _begin(self, work: Callable[[Call], bytes], call: Call) -> None:
+        self._keys.check(call.headers, admin=True)
+        self._threads.submit(self._answer, work, call)
+
+    def _answer(self, work: Callable[[Call], bytes], call: Call) -> None:
         try:
-            headers = {key: str(value) for key, value in context.invocation_metadata()}
-            self._keys.check(headers, admin=True)
-            return method(body, context)
+            call.reply(work(call), ())
         except Exception as error:
-            known = as_serving_error(error)
-            if known is None:
-                raise
-        return context.abort(grpc.StatusCode[known.code.name], known.message)
+            call.fail(error)
 
-    def _profile(self, body: bytes, context: grpc.ServicerContext) -> bytes:
-        request = _read("ProfileRequest", body)
+    def _profile(self, call: Call) -> bytes:
+        request = _read("ProfileRequest", call.body)
         session, is_over = _pywrap_profiler.ProfilerSession(), threading.Event()
         session.start("", _levels(request.opts))  # ALREADY_EXISTS while another one runs
         self._ends[request.session_id] = is_over
         try:
             end = time.monotonic() + request.duration_ms / 1000
-            while (left := end - time.monotonic()) > 0 and context.is_active():
+            while (left := end - time.monotonic()) > 0 and call.is_active:
                 if is_over.wait(min(left, STEP_SECONDS)):
                     break
         finally:
@@ -95,8 +93,8 @@ class Profiler:
             response.tool_data = file.SerializeToString()
         return bytes(response.SerializeToString())
 
-    def _terminate(self, body: bytes, context: grpc.ServicerContext) -> bytes:
-        session_id = _read("TerminateRequest", body).session_id
+    def _terminate(self, call: Call) -> bytes:
+        session_id = _read("TerminateRequest", call.body).session_id
         if session_id not in self._ends:
             raise ServingError(Code.NOT_FOUND, f"No trace is under way for session {session_id!r}.")
         self._ends[session_id].set()
@@ -104,7 +102,7 @@ class Profiler:
 
 
 def _levels(serialized: bytes) -> dict[str, int]:
-    options = profiler_options_pb2.ProfileOptions.FromString(serialized)
+    options = _parsed(profiler_options_pb2.ProfileOptions, serialized)
     if not options.version:  # not set: its zeros are no choice
         return {}
     names = ("host_tracer_level", "python_tracer_level", "device_tracer_level")
@@ -112,10 +110,16 @@ def _levels(serialized: bytes) -> dict[str, int]:
 
 
 def _read(name: str, body: bytes) -> Any:
+    return _parsed(_classes()[name], body)
+
+
+def _parsed(kind: Any, body: bytes) -> Any:
     try:
-        return _classes()[name].FromString(body)
+        return kind.FromString(body)
     except DecodeError as error:
-        raise invalid_argument(f"The request cannot be read as a tensorflow.{name}.") from error
+        raise invalid_argument(
+            f"The request cannot be read as a tensorflow.{kind.DESCRIPTOR.name}."
+        ) from error
 
 
 def _message(kind: str, /, **fields: Any) -> Any:

@@ -226,7 +226,7 @@ def _infer(repository: Repository, call: Call, config: ServerConfig) -> bytes:
     else:
         _check_rows(request, "examples", config)
         serialized = examples.examples_from_json(request)
-        _check_texts(list(_texts_of(request)), config)
+        codec.check_texts(_texts_of(request), config.max_characters)
         timing.parse = time.perf_counter() - start
         metrics.observe_examples(call.name, len(serialized))
         with repository.acquire(call.name, call.version, call.label) as servable:
@@ -299,7 +299,7 @@ def _inputs_of(
     inputs, row_format = codec.inputs_from_json(request, types)
     for array in inputs.values():
         if array.dtype == object:
-            _check_texts(array.ravel().tolist(), config)
+            codec.check_texts(array.ravel().tolist(), config.max_characters)
     if config.enable_signature_method_name_check:
         inference.check_predict_method(servable, signature_name)
     return inputs, row_format
@@ -331,19 +331,6 @@ def _texts_of(request: dict[str, Any]) -> Iterator[bytes]:
             for value in content if isinstance(content, list) else [content]:
                 if isinstance(value, str | dict):
                     yield codec.to_bytes(value)
-
-
-def _check_texts(texts: list[bytes], config: ServerConfig) -> None:
-    if max(map(len, texts), default=0) <= config.max_characters:
-        return
-    for text in texts:
-        if len(text) > config.max_characters:  # bytes, so characters need a closer look
-            length = len(text.decode(errors="replace"))
-            if length > config.max_characters:
-                raise invalid_argument(
-                    f"A text holds {length} characters; --max-characters allows "
-                    f"{config.max_characters}."
-                )
 
 
 def _unpack(body: bytes, max_bytes: int) -> bytes:

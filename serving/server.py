@@ -108,6 +108,8 @@ async def _serve(config: ServerConfig) -> bool:
             ssl_certfile=config.tls_certificate,
             ssl_keyfile=config.tls_key,
             lifespan="off",
+            ws="none",
+            proxy_headers=False,  # whoever asks could write there what address it likes
             log_config=None,
             access_log=False,
             server_header=False,

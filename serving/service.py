@@ -209,10 +209,12 @@ class Service:
     def caller(self) -> Iterator[Repository]:
         """Counts who works on models by itself, in a thread of its own or none; for any thread.
 
-        Raises UNAVAILABLE while draining.
+        Raises UNAVAILABLE while draining, RESOURCE_EXHAUSTED when too many are there.
         """
         with self._callers_changed:
             self._refuse_while_draining()
+            if self._callers >= self._num_threads + self._max_waiting:
+                raise self._busy()
             self._callers += 1
         try:
             yield self.repository
@@ -224,12 +226,14 @@ class Service:
     def _refuse_what_is_too_much(self) -> None:
         self._refuse_while_draining()
         if self.is_full:
-            metrics.count_shed("queue")
-            raise ServingError(
-                Code.RESOURCE_EXHAUSTED,
-                "The server is busy: too many requests wait (--max-waiting-requests); try again "
-                "later.",
-            )
+            raise self._busy()
+
+    def _busy(self) -> ServingError:
+        metrics.count_shed("queue")
+        return ServingError(
+            Code.RESOURCE_EXHAUSTED,
+            "The server is busy: too many requests wait (--max-waiting-requests); try again later.",
+        )
 
     def _refuse_while_draining(self) -> None:
         if self.is_draining:

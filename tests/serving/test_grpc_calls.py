@@ -10,17 +10,17 @@ import pytest
 from toy_exports import wait_until
 
 from serving.errors import INTERNAL_TEXT
-from serving.grpc_calls import Threads
+from serving.grpc_calls import Reception
 
 METHOD = "/test.Service/Method"
 
 
 @contextlib.contextmanager
-def channel_to(begin, threads=None, **options):
+def channel_to(begin, **options):
     """A channel to a server with one thread whose calls go to `begin`."""
-    threads = threads or Threads(1)
-    server = grpc.server(threads, **options)
-    server.add_generic_rpc_handlers([threads.handlers({METHOD: begin})])
+    reception = Reception(1, **{"most_awaited": 8} | options)
+    server = grpc.server(reception)
+    server.add_generic_rpc_handlers([reception.handlers({METHOD: begin})])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
@@ -34,7 +34,7 @@ def channel_to(begin, threads=None, **options):
 def backwards(call):
     call.reply(
         call.body[::-1],
-        [("which", "headers"), *(pair for pair in call.metadata if pair[0] == "name")],
+        [("which", "headers"), ("name", call.headers.get("name", ""))],
     )
 
 
@@ -105,23 +105,20 @@ def test_a_call_without_its_message_holds_nobody_up():
         assert "without its message" in empty.details()
 
 
-def test_a_caller_that_leaves_leaves_room():
+def test_who_has_left_is_not_answered():
     calls = queue.SimpleQueue()
-    with channel_to(calls.put, maximum_concurrent_rpcs=2) as channel:
+    with channel_to(calls.put) as channel:
         call = channel.unary_unary(METHOD)
-        for _ in range(5):
-            leaver = call.future(b"abc", timeout=20)
-            held = calls.get(timeout=10)
-            leaver.cancel()
-            held.reply(b"for nobody", ())
-        first, second = call.future(b"1", timeout=20), call.future(b"2", timeout=20)
-        held = [calls.get(timeout=10) for _ in range(2)]
-        with pytest.raises(grpc.RpcError) as caught:
-            call(b"3", timeout=10)
-        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        for one in held:
-            one.reply(one.body, ())
-        assert (first.result(), second.result()) == (b"1", b"2")
+        leaver = call.future(b"abc", timeout=20)
+        held = calls.get(timeout=10)
+        assert held.is_active
+        leaver.cancel()
+        wait_until(lambda: not held.is_active)
+        held.reply(b"for nobody", ())
+        stays = call.future(b"1", timeout=20)
+        held = calls.get(timeout=10)
+        held.reply(held.body, ())
+        assert stays.result() == b"1"
 
 
 def test_the_deadline_and_the_address_of_a_caller():
@@ -143,7 +140,7 @@ def test_other_calls_have_the_threads():
     def in_thread(body, context):
         return threading.current_thread().name.encode()
 
-    server = grpc.server(Threads(1))
+    server = grpc.server(Reception(1, most_awaited=1))
     handlers = {"Method": grpc.unary_unary_rpc_method_handler(in_thread)}
     server.add_generic_rpc_handlers(
         [grpc.method_handlers_generic_handler("test.Service", handlers)]
@@ -157,38 +154,34 @@ def test_other_calls_have_the_threads():
 
 def test_handlers_need_their_threads():
     server = grpc.server(ThreadPoolExecutor(1))
-    server.add_generic_rpc_handlers([Threads(1).handlers({METHOD: backwards})])
+    server.add_generic_rpc_handlers([Reception(1, most_awaited=1).handlers({METHOD: backwards})])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as e:
         channel.unary_unary(METHOD)(b"", timeout=10)
-    assert "with the threads that they are of" in e.value.details()
+    assert "with the Reception that they are of" in e.value.details()
     server.stop(0).wait()
 
 
-def test_who_keeps_a_message_back_leaves_room_when_many_do():
-    now, may_end = [0.0], threading.Event()
+def test_who_keeps_a_message_back_makes_room_when_many_do():
+    may_end, now = threading.Event(), [0.0]
 
-    def never():
+    def late():
         may_end.wait(20)
-        yield b"too late"
+        yield b"abc"
 
-    threads = Threads(1, message_seconds=10.0, most_awaited=2, clock=lambda: now[0])
-    with channel_to(backwards, threads, maximum_concurrent_rpcs=4) as channel:
-        slow = [channel.stream_unary(METHOD).future(never(), timeout=20) for _ in range(4)]
-        wait_until(lambda: len(threads._awaited) == 4)
-        call = channel.unary_unary(METHOD)
-        now[0] = 10.0
-        with pytest.raises(grpc.RpcError) as caught:
-            call(b"abc", timeout=10)
-        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        now[0] = 10.1
-        with pytest.raises(grpc.RpcError):  # one too many itself, it makes room for those to come
-            call(b"abc", timeout=10)
-        assert call(b"abc", timeout=10) == b"cba"
-        wait_until(lambda: sum(one.done() for one in slow) == 2)
-        late = next(one for one in slow if one.done())
-        assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert "did not come in 10 s" in late.details()
+    with channel_to(backwards, most_awaited=2, clock=lambda: now[0]) as channel:
+        call, as_stream = channel.unary_unary(METHOD), channel.stream_unary(METHOD)
+        assert call(b"12", timeout=10) == b"21"
+        slow = [as_stream.future(late(), timeout=20) for _ in range(4)]
+        assert call(b"12", timeout=10) == b"21"  # so the calls before it have come
+        assert not any(one.done() for one in slow)
+        now[0] = 1.1
+        assert call(b"12", timeout=10) == b"21"
+        wait_until(lambda: sum(one.done() for one in slow) >= 3)
         may_end.set()
-        assert sorted(one.result() for one in slow if one.exception() is None) == [b"etal oot"] * 2
+        codes = [one.code() for one in slow]
+        assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 3
+        assert codes.count(grpc.StatusCode.OK) == 1
+        refused = next(one for one in slow if one.code() is not grpc.StatusCode.OK)
+        assert "No message came in 1 s" in refused.details()

@@ -1,7 +1,10 @@
 """What the settings make of the gRPC server: sockets, TLS, health, reflection, keys, reloading."""
 
+import asyncio
+import concurrent.futures
 import contextlib
 import json
+import threading
 
 import grpc
 import pytest
@@ -10,16 +13,20 @@ import trustme
 from google.protobuf import text_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tensorflow.core.framework import types_pb2
+from tensorflow.core.framework.tensor_pb2 import TensorProto
 from tensorflow_serving.apis import (
     get_model_status_pb2,
     model_management_pb2,
     model_service_pb2_grpc,
     prediction_service_pb2_grpc,
+    regression_pb2,
 )
 from test_grpc_server import predict_request, refused
+from toy_exports import wait_until
 
 from serving.config import ConfigError, ServerConfig
-from serving.grpc_server import GrpcServer
+from serving.grpc_server import GrpcServer, _host
 from serving.keys import ADMIN_KEYS, API_KEYS
 from serving.rates import RateLimit
 from serving.service import Service
@@ -302,3 +309,125 @@ def test_no_trace_without_an_admins_key_or_where_it_is_off(repository, socket_pa
         assert profile(channel, 1, key=key).code().name == "OK"
     with channel_to(repository, socket_path, enable_profiler=False) as (channel, *_):
         assert profile(channel, 1, key=key).code().name == "UNIMPLEMENTED"
+
+
+def test_broken_options_of_a_trace_are_the_callers_fault(repository, socket_path):
+    with channel_to(repository, socket_path) as (channel, *_):
+        call = channel.unary_unary("/tensorflow.ProfilerService/Profile")
+        code, text = refused(call, b"\x08\x01\x22\x03\xff\xff\xff")
+        assert code == "INVALID_ARGUMENT" and "ProfileOptions" in text
+
+
+class Held:
+    """A repository whose models wait for `leave`."""
+
+    def __init__(self, repository):
+        self._repository, self.leave = repository, threading.Event()
+
+    @contextlib.contextmanager
+    def acquire(self, *wanted):
+        assert self.leave.wait(20)
+        with self._repository.acquire(*wanted) as servable:
+            yield servable
+
+
+def test_what_waits_for_a_thread_is_finished_by_a_drain(repository, socket_path):
+    held = Held(repository)
+    with (
+        channel_to(held, socket_path, grpc_max_threads=1) as (channel, service, _),
+        concurrent.futures.ThreadPoolExecutor(1) as threads,
+    ):
+        calls = [predict(channel).future(PREDICT, timeout=20) for _ in range(5)]
+        wait_until(lambda: service.num_running == 5)
+        drained = threads.submit(asyncio.run, service.drain(20))
+        wait_until(lambda: service.is_draining)
+        assert refused(predict(channel), PREDICT)[0] == "UNAVAILABLE"
+        held.leave.set()
+        assert [list(call.result().outputs["y"].float_val) for call in calls] == [[2.5]] * 5
+        assert drained.result() == 0
+
+
+def test_only_so_many_may_wait_for_a_thread(repository, socket_path):
+    held = Held(repository)
+    service = Service(held, num_threads=1, max_waiting=2)
+    server = GrpcServer(service, ServerConfig(port=0, grpc_socket_path=socket_path))
+    server.start("127.0.0.1")
+    with grpc.insecure_channel(f"unix:{socket_path}") as channel:
+        calls = [predict(channel).future(PREDICT, timeout=20) for _ in range(3)]
+        wait_until(lambda: service.num_running == 3)
+        code, text = refused(predict(channel), PREDICT)
+        assert code == "RESOURCE_EXHAUSTED" and "--max-waiting-requests" in text
+        held.leave.set()
+        assert all(call.result() for call in calls)
+    server.stop(0)
+
+
+def test_who_sends_no_message_to_other_services_holds_no_model_up(repository, socket_path):
+    may_end = threading.Event()
+
+    def never():
+        may_end.wait(20)
+        yield b""
+
+    settings = {"enable_grpc_healthcheck_service": True, "grpc_max_threads": 1}
+    with channel_to(repository, socket_path, **settings) as (channel, *_):
+        paths = ("/tensorflow.ProfilerService/Profile", "/grpc.health.v1.Health/Check")
+        slow = [channel.stream_unary(path).future(never(), timeout=20) for path in paths * 4]
+        assert predict(channel)(PREDICT, timeout=10)
+        may_end.set()
+        for call in slow:
+            call.exception()
+
+
+def test_a_tensor_is_not_filled_up_beyond_the_limit(repository, socket_path):
+    def asked(size, *values):
+        proto = TensorProto(dtype=types_pb2.DT_FLOAT, float_val=values)
+        proto.tensor_shape.dim.add(size=size)
+        return predict_request("half_plus_two", {"x": proto})
+
+    with channel_to(repository, socket_path, max_inflated_bytes=400) as (channel, *_):
+        assert len(predict(channel)(asked(100, 1.0), timeout=10).outputs["y"].float_val) == 100
+        code, text = refused(predict(channel), asked(101, 1.0))
+        assert code == "INVALID_ARGUMENT"
+        assert "x has 101 values, 1 were sent" in text and "--max-inflated-bytes allows 400" in text
+        assert predict(channel)(asked(101, *[1.0] * 101), timeout=10)  # nothing to fill up
+        text = TensorProto(dtype=types_pb2.DT_STRING, string_val=[b"a" * 100])
+        text.tensor_shape.dim.add(size=10**12)
+        request = predict_request("classifier", {"text": text})
+        assert "--max-inflated-bytes" in refused(predict(channel), request)[1]
+
+
+def test_the_limits_on_texts_rows_and_messages_hold_over_grpc(repository, socket_path):
+    settings = {"max_characters": 5, "max_rows": 2, "max_body_bytes": 4000}
+    with channel_to(repository, socket_path, **settings) as (channel, *_):
+        assert predict(channel)(predict_request("classifier", {"text": ["éééé5"]}), timeout=10)
+        code, text = refused(predict(channel), predict_request("classifier", {"text": ["6" * 6]}))
+        assert code == "INVALID_ARGUMENT" and "--max-characters allows 5" in text
+        large = predict_request("half_plus_two", {"x": [1.0] * 2000})
+        assert refused(predict(channel), large)[0] == "RESOURCE_EXHAUSTED"
+        regress = regression_pb2.RegressionRequest()
+        regress.model_spec.name = "examples"
+        regress.model_spec.signature_name = "regress_x_to_y"
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        for number, is_fine in ((2, True), (3, False)):
+            del regress.input.example_list.examples[:]
+            for _ in range(number):
+                example = regress.input.example_list.examples.add()
+                example.features.feature["x"].float_list.value.append(2.0)
+            if is_fine:
+                assert len(stub.Regress(regress, timeout=10).result.regressions) == number
+            else:
+                assert "--max-rows allows 2" in refused(stub.Regress, regress)[1]
+
+
+@pytest.mark.parametrize(
+    ("peer", "host"),
+    [
+        ("ipv4:127.0.0.1:5000", "127.0.0.1"),
+        ("ipv6:%5B::1%5D:5000", "::1"),
+        ("ipv6:[::1]:5000", "::1"),
+        ("unix:", ""),
+    ],
+)
+def test_the_address_of_a_caller_is_the_one_of_rest(peer, host):
+    assert _host(peer) == host
