@@ -4,8 +4,9 @@ Two models, a small Transformer of sentiments and the topics of `make demo`, are
 gRPC by 1, 8, 32 and 64 callers with batching off and on; each caller sends its next text when it
 has the last answer. Beside them the bare session call in a process of its own, and with
 `--litserve PYTHON` and `--bentoml PYTHON` the same SavedModel behind LitServe and BentoML, run by
-that interpreter (it needs the package, tensorflow and tensorflow-text). All servers are up at once
-and asked in turns, round by round, as the speed of a shared machine drifts.
+that interpreter (it needs the package, tensorflow and tensorflow-text). A `tensorflow_model_server`
+on the PATH is asked, too. All
+servers are up at once and asked in turns, round by round, as the speed of a shared machine drifts.
 
 The callers are those of `h2load` (Debian: nghttp2-client), which costs next to nothing beside a
 server on the same processors; a client in Python would cost as much as what it measures. One caller
@@ -20,6 +21,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
@@ -88,19 +90,20 @@ class Way:
     url: str
     options: tuple[str, ...]
     bodies: list[bytes]
-    check: Callable[[], None]  # raises if an answer is no answer
+    check: Callable[[], int]  # bytes of an answer; raises if it is none
 
 
 def rest(port: int, path: str, words: list[str]) -> Way:
     bodies = [json.dumps({"instances": [word]}).encode() for word in words]
     url = f"http://127.0.0.1:{port}{path}"
 
-    def check() -> None:
+    def check() -> int:
         import httpx
 
         answer = httpx.post(url, content=bodies[0], headers={"content-type": "application/json"})
         if "label" not in answer.text:
             raise RuntimeError(f"no label in {answer.text!r}")
+        return len(answer.content)
 
     return Way(url, ("--h1", "-H", "content-type: application/json"), bodies, check)
 
@@ -119,13 +122,14 @@ def grpc(port: int, name: str, words: list[str]) -> Way:
         requests.append(request.SerializeToString())
     method = "/tensorflow.serving.PredictionService/Predict"
 
-    def check() -> None:
+    def check() -> int:
         import grpc
 
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             answer = channel.unary_unary(method)(requests[0])
         if b"label" not in answer:
             raise RuntimeError(f"no label in {answer!r}")
+        return len(answer)
 
     # A message of gRPC: not compressed, its length, itself.
     bodies = [b"\0" + struct.pack(">I", len(request)) + request for request in requests]
@@ -135,7 +139,7 @@ def grpc(port: int, name: str, words: list[str]) -> Way:
 
 def load(way: Way, callers: int, seconds: float, folder: Path) -> Figures:
     """Figures of so many callers, each with a connection of its own, after a third of a second."""
-    way.check()
+    size = way.check()
     bodies = way.bodies if callers > 1 else [way.bodies[len(way.bodies) // 2]]
     parts = min(callers, len(bodies))
     logs, running = [], []
@@ -157,8 +161,14 @@ def load(way: Way, callers: int, seconds: float, folder: Path) -> Figures:
         logs.append(log)
     said = [process.communicate()[0] for process in running]
     for process, text in zip(running, said, strict=True):
-        if process.returncode or " 0 failed, 0 errored" not in text or " 0 5xx" not in text:
+        counts = re.search(r"(\d+) done,.* 0 failed, 0 errored", text)
+        data = re.search(r"\(([\d,]+)\) data", text)
+        if process.returncode or not (counts and data) or " 0 4xx, 0 5xx" not in text:
             raise RuntimeError(f"{way.url}: {text}")
+        # A refusal of gRPC has status 200, too, but no data.
+        total = int(data[1].replace(",", ""))
+        if total < 0.8 * size * int(counts[1]):
+            raise RuntimeError(f"{way.url}: {total} bytes in {counts[1]} answers of about {size}")
     lines = [line.split() for log in logs for line in log.read_text().splitlines()]
     done = [line for line in lines if line[1] == "200"]  # what the end cut off has none
     return figures_of([int(microseconds) / 1e6 for _, _, microseconds in done], seconds)
@@ -269,7 +279,8 @@ def _bentoml(python: str, path: Path, port: int, rows: int) -> tuple[list[str], 
 
 
 PEERS = {"LitServe": Peer(_litserve, "/health"), "BentoML": Peer(_bentoml, "/readyz")}
-ORDER = ("bare session", "ours", *PEERS)
+OURS, STOCK = "ours", "TensorFlow Serving"
+ORDER = ("bare session", OURS, STOCK, *PEERS)
 
 
 def main() -> None:
@@ -304,7 +315,7 @@ def main() -> None:
 def compare(
     options: argparse.Namespace, exports: Path, name: str, words: list[str], folder: Path
 ) -> None:
-    path = max((exports / name).iterdir(), key=lambda child: child.name)
+    path = max((exports / name).iterdir(), key=lambda child: int(child.name))
     rounds: list[dict[Key, Figures]] = []
     with ExitStack() as stack:
         session = Process([sys.executable, __file__, "--session-only", str(path)])
@@ -342,21 +353,23 @@ def started(
 ) -> dict[tuple[str, str, str], Way]:
     """All servers, up to the end of `stack`, so that they can be asked in turns: by server, way and
     batching."""
-    path = max((exports / name).iterdir(), key=lambda child: child.name)
+    path = max((exports / name).iterdir(), key=lambda child: int(child.name))
     parameters = folder / "batching.config"
     parameters.write_text(options.batching)
     flags = ["--enable_batching", f"--batching_parameters_file={parameters}"]
+    programs = {OURS: [sys.executable, "-m", "serving", f"--exports={exports}", f"--models={name}"]}
+    if stock := shutil.which("tensorflow_model_server"):
+        programs[STOCK] = [stock, f"--model_name={name}", f"--model_base_path={exports / name}"]
     ways = {}
-    for batching in ("off", "on"):
-        ports = free_port(), free_port()
-        server = [
-            *(sys.executable, "-m", "serving", f"--exports={exports}", f"--models={name}"),
-            *(f"--rest_api_port={ports[0]}", f"--port={ports[1]}"),
-            *(flags if batching == "on" else []),
-        ]
-        stack.enter_context(running(server, ports[0], "/readyz"))
-        ways["ours", "REST", batching] = rest(ports[0], f"/v1/models/{name}:predict", words)
-        ways["ours", "gRPC", batching] = grpc(ports[1], name, words)
+    for server, program in programs.items():
+        for batching in ("off", "on"):
+            ports = free_port(), free_port()
+            command = [*program, f"--rest_api_port={ports[0]}", f"--port={ports[1]}"]
+            command += flags if batching == "on" else []
+            is_ready = "/readyz" if server == OURS else f"/v1/models/{name}"
+            stack.enter_context(running(command, ports[0], is_ready))
+            ways[server, "REST", batching] = rest(ports[0], f"/v1/models/{name}:predict", words)
+            ways[server, "gRPC", batching] = grpc(ports[1], name, words)
     for peer, how_to in PEERS.items():
         python = getattr(options, peer.lower())
         for batching, rows in (("off", 1), ("on", 64)) if python else ():
@@ -378,10 +391,10 @@ def tell_ratios(rounds: list[dict[Key, Figures]], numbers: list[int]) -> None:
         for way in ("REST", "gRPC"):
 
             def more(found: dict[Key, Figures], way: str = way) -> float:
-                return found["ours", way, "off", 1].p50 - found["bare session", "1 rows", "", 1].p50
+                return found[OURS, way, "off", 1].p50 - found["bare session", "1 rows", "", 1].p50
 
             print(f"{way} over the bare session call, one caller, median: {ratio(more)} ms more")
-    peers = sorted({server for server, *_ in rounds[0]} & PEERS.keys())
+    peers = sorted({server for server, *_ in rounds[0]} & {STOCK, *PEERS})
     for callers in numbers:
 
         def rate(found: dict[Key, Figures], *key: str, callers: int = callers) -> float:
@@ -389,20 +402,19 @@ def tell_ratios(rounds: list[dict[Key, Figures]], numbers: list[int]) -> None:
 
         parts = [
             f"batching on over off, {way} "
-            + ratio(lambda f, w=way: rate(f, "ours", w, "on") / rate(f, "ours", w, "off"))
+            + ratio(lambda f, w=way: rate(f, OURS, w, "on") / rate(f, OURS, w, "off"))
             for way in ("REST", "gRPC")
         ]
         parts += [
             f"gRPC over REST, batching {batching} "
-            + ratio(lambda f, b=batching: rate(f, "ours", "gRPC", b) / rate(f, "ours", "REST", b))
+            + ratio(lambda f, b=batching: rate(f, OURS, "gRPC", b) / rate(f, OURS, "REST", b))
             for batching in ("off", "on")
         ]
         parts += [
             f"REST over the better {peer} "
             + ratio(
                 lambda f, p=peer: (
-                    rate(f, "ours", "REST", "on")
-                    / max(rate(f, p, "REST", b) for b in ("off", "on"))
+                    rate(f, OURS, "REST", "on") / max(rate(f, p, "REST", b) for b in ("off", "on"))
                 )
             )
             for peer in peers
