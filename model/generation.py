@@ -190,13 +190,13 @@ def read_prompts(tokenizer, prompt, max_tokens, context: int) -> Prompts:
     """Prompts as tokens, with what is left of `context` for answers, as `generate` says."""
     pieces = tokenizer(prompt)
     lengths = tf.cast(pieces.row_lengths(), tf.int32) + 1  # with the begin
-    # Of a long prompt the end is kept, with room for the answer: half of the context if asked for.
+    # Of a long prompt the end is kept behind the begin, with room for the answer: half of the
+    # context if asked for.
     room = tf.clip_by_value(max_tokens, 1, context // 2)  # (B,)
     surplus = tf.maximum(lengths - (context - room), 0)
     lengths -= surplus
     T = tf.reduce_max(tf.concat([lengths, [1]], 0))
-    is_begin = (surplus[:, None] == 0) & (tf.range(T) == 0)
-    tokens = tf.where(is_begin, BEGIN, window(pieces, surplus - 1, T))
+    tokens = tf.where(tf.range(T)[None, :] == 0, BEGIN, window(pieces, surplus - 1, T))
     allowed = tf.clip_by_value(max_tokens, 0, context - lengths)
     num_steps = tf.reduce_max(tf.concat([allowed, [0]], 0))
     return Prompts(tokens, lengths, allowed, num_steps, T + num_steps)

@@ -15,7 +15,8 @@ def tied_logits(x: tf.Tensor, embedding: keras.layers.Embedding) -> tf.Tensor:
     Press & Wolf (2017). The product is computed in the type of `x`, the sum handed on in float32.
     """
     rows = tf.reshape(x, [-1, embedding.output_dim])
-    if (stored := getattr(embedding, "stored", None)) is not None:
+    stored = getattr(embedding, "stored", None)
+    if stored is not None:
         flat = stored.product(rows)
     else:
         weights = tf.cast(embedding.embeddings, x.dtype)  # (V, D)

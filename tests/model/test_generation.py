@@ -95,7 +95,7 @@ def logits_of(model):
 def greedy_by_hand(logits_of, tokenizer, prompt, max_tokens):
     """The same text from the plain call on all tokens so far: no cache, no batch, no graph."""
     room = min(max_tokens, CONTEXT // 2)
-    tokens = [BEGIN, *tokenizer(tf.constant([prompt])).to_list()[0]][-(CONTEXT - room) :]
+    tokens = [BEGIN, *tokenizer(tf.constant([prompt])).to_list()[0][-(CONTEXT - room - 1) :]]
     written = []
     while len(written) < max_tokens and len(tokens) < CONTEXT:
         logits = logits_of(tf.constant([tokens]))[0, -1].numpy()
