@@ -32,8 +32,7 @@ LEAST_SLOTS = 64  # of a cache: a smaller one costs as much
 NUM_LENGTHS = 3  # sizes of the cache of the texts that are written; each costs compilations
 READ_SIZES = 2  # a whole chunk, or a quarter of it
 # Columns of what a row brings besides its tokens.
-_TOKEN, _LENGTH, _LEFT, _TOP_K, _NUM_PROMPT = range(5)
-_TEMPERATURE, _TOP_P, _MIN_P, _REPETITION, _PRESENCE, _FREQUENCY = range(6)
+_TOKEN, _LENGTH, _LEFT = range(3)
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,8 @@ class Decoder:
     def read(self, staged: Staged, tokens: Sequence[int], start: int) -> Staged:
         """`staged` with `tokens`, at most `chunk`, which stand at `start` and behind. Any thread,
         also while another one writes."""
-        padded = np.zeros([1, rounded(len(tokens), self.read_sizes)], np.int32)
+        slots = int(staged[0].shape[2])
+        padded = np.zeros([1, min(rounded(len(tokens), self.read_sizes), slots)], np.int32)
         padded[0, : len(tokens)] = tokens
         return tuple(
             self._read(
@@ -408,7 +408,7 @@ class Decoder:
         return step, tokens, num_tokens, hit_end, *notes
 
     def _compile(self, progress: Callable[[str], None], start: float) -> None:
-        reads = [(T, S) for S in self.lengths for T in self.read_sizes if T <= S]
+        reads = sorted({(min(T, S), S) for S in self.lengths for T in self.read_sizes})
         writes = [(B, S) for S in self.lengths for B in self.batch_sizes]
         progress(
             f"loaded in {time.perf_counter() - start:.1f} s; "

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +80,9 @@ class Engine(ModelText):
         max_waiting: int = ServerConfig.max_waiting_requests,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(servable)
+        # Of its own, or those who ask for embeddings would keep those who write waiting.
+        self._texts_threads = concurrent.futures.ThreadPoolExecutor(1, f"texts-{servable.name}")
+        super().__init__(servable, self._in_own_thread, asyncio.to_thread)
         self.name = servable.name
         self.decoder, self._clock = decoder, clock
         self.prefix_cache = PrefixCache(prefix_cache_bytes)
@@ -133,6 +136,13 @@ class Engine(ModelText):
                 self._left.append(stream)
                 self._changed.notify()
 
+    async def _in_own_thread(self, work: Callable[..., Any], *args: Any) -> Any:
+        try:
+            future = self._texts_threads.submit(work, *args)
+        except RuntimeError as error:  # it was closed
+            raise _closed(self.name) from error
+        return await asyncio.wrap_future(future)
+
     def _prepare(self, request: Request) -> tuple[tuple[int, ...], np.ndarray]:
         return self._prompt(request), self.decoder.draws(request.seed)
 
@@ -166,6 +176,7 @@ class Engine(ModelText):
             self._changed.notify()
         self._thread.join()
         self._reader.shutdown()
+        self._texts_threads.shutdown()
 
     def _refuse_when_closing(self) -> None:
         if self._is_closing:
@@ -184,8 +195,8 @@ class Engine(ModelText):
             try:
                 self.step()
             except Exception:
-                log.exception("Model %s: a step of the engine failed; it goes on.", self.name)
-                self._fail_running()
+                log.exception("Model %s: a step of the engine failed.", self.name)
+                self._recover()
             self._hand_over()
         for stream in (*new, *self._streams.values()):
             self._ready.append((stream, _closed(self.name)))
@@ -308,12 +319,18 @@ class Engine(ModelText):
     def _num_cached(self, job: Job) -> int:
         return len(self.prefix_cache.find(job.prompt[:-1])) * self.prefix_cache.block
 
-    def _fail_running(self) -> None:
-        """After an error: whoever holds a slot has lost it, whoever waits goes on waiting."""
+    def _recover(self) -> None:
+        """After an error: whoever holds a slot has lost it, whoever waits goes on waiting. If the
+        decoder cannot begin anew, the engine ends and refuses all."""
         self._fail(
             [job for job in self._streams if job.state is not State.WAITING or job.is_put_off]
         )
-        self.decoder.reset()
+        try:
+            self.decoder.reset()
+        except Exception:
+            log.exception("Model %s: the engine cannot go on; load the version anew.", self.name)
+            with self._changed:
+                self._is_closing = True
 
     def _fail(self, jobs: list[Job]) -> None:
         for job in jobs:

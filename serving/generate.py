@@ -6,6 +6,7 @@ Without a server, on the export itself; with `--url`, on a server that runs.
 import argparse
 import asyncio
 import contextlib
+import io
 import os
 import random
 import signal
@@ -54,6 +55,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line behind `generate`; returns the exit code."""
     options = parser().parse_args(arguments)
+    for stream in (sys.stdin, sys.stdout):  # what the terminal cannot read or show is no error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     if options.seed is None:
         options.seed = random.getrandbits(31)

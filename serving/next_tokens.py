@@ -6,6 +6,7 @@ is out after one call.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, Protocol
@@ -77,14 +78,21 @@ def check_writes(servable: Runs) -> None:
 
 
 class ModelText:
-    """What a `Writer` does besides writing, by a servable's signatures; `run` goes by `in_thread`.
+    """What a `Writer` does besides writing, by a servable's signatures; `run` goes by `in_thread`,
+    and what may take long by `at_length`, which is the same unless told otherwise.
 
     Raises ServingError, as `check_writes`, for a servable that does not write.
     """
 
-    def __init__(self, servable: Runs, in_thread: InThread = asyncio.to_thread) -> None:
+    def __init__(
+        self,
+        servable: Runs,
+        in_thread: InThread = asyncio.to_thread,
+        at_length: InThread | None = None,
+    ) -> None:
         check_writes(servable)
         self._servable, self._in_thread = servable, in_thread
+        self._at_length = at_length or in_thread
         shape = servable.signatures[signatures.NEXT_TOKENS].inputs[signatures.TOKENS].tensor_shape
         self.context_length: int = shape.dim[1].size
         self.vocabulary_size = _vocabulary_size(servable)
@@ -105,12 +113,12 @@ class ModelText:
 
     async def score(self, prompts: Sequence[Sequence[int]]) -> list[Scored]:
         self._check_has(signatures.SCORE, "tells no probabilities of a text")
-        return await self._in_thread(self._score, prompts)
+        return await self._at_length(self._score, prompts)
 
     async def embed(self, texts: Sequence[str]) -> np.ndarray:
         self._check_has(signatures.EMBED, "makes no embeddings")
         inputs = {signatures.TEXT: _column(texts)}
-        outputs = await self._in_thread(self._run, signatures.EMBED, inputs, READ_AT_ONCE)
+        outputs = await self._at_length(self._run, signatures.EMBED, inputs, READ_AT_ONCE)
         return outputs[signatures.EMBEDDING]
 
     def _check_has(self, signature_name: str, lack: str) -> None:
@@ -252,7 +260,8 @@ class NextTokensWriter(ModelText):
             for name, value in values.items()
         }
         inputs[signatures.TOKENS] = self._padded([(*prompt, *written)])
-        timeout = None if request.deadline is None else request.deadline - time.monotonic()
+        deadline = math.inf if request.deadline is None else request.deadline
+        timeout = None if deadline == math.inf else deadline - time.monotonic()
         outputs = self._servable.run(signatures.NEXT_TOKENS, inputs, timeout=timeout)
         num_new = int(outputs[signatures.NUM_TOKENS][0])
         tokens = outputs[signatures.TOKENS][0, :num_new].tolist()

@@ -115,7 +115,7 @@ async def answer(service: Service, config: ServerConfig, request: HttpRequest) -
         raise
     except Exception as error:
         known = as_serving_error(error)
-        if name:
+        if hasattr(request.state, "model_version"):  # a name that is known, not any that is sent
             metrics.count_request(name, known.code.name if known else Code.INTERNAL.name)
         status, content = error_of(error)
         return Response(content, status, media_type="application/json")

@@ -71,6 +71,7 @@ OF_EMBEDDINGS = frozenset({"model", "input", "encoding_format", "dimensions"})
 ROLES = {"system": "", "developer": "", "user": "User: ", "assistant": "Assistant: "}
 NEXT_TURN = "Assistant:"
 END_OF_TURN = "\nUser:"
+MOST_OF_A_NAME = 256  # characters of a model's
 
 Prompt = str | tuple[int, ...]
 
@@ -84,6 +85,7 @@ class Asked:
     settings: Mapping[str, Any]  # of a Request, without prompt, max_tokens, seed and deadline
     logprobs: int | None  # how many alternatives to show; None: no log-probabilities
     max_tokens: int | None  # None: what the context has left
+    most_tokens: int  # of any answer
     seed: int
     n: int
     best_of: int
@@ -97,7 +99,8 @@ class Asked:
     def request(self, prompt: tuple[int, ...], number: int, most: int, deadline: float) -> Request:
         """The one for answer `number` to a prompt, of at most `most` tokens."""
         seed = (self.seed + number + 2**31) % 2**32 - 2**31
-        max_tokens = most if self.max_tokens is None else min(self.max_tokens, most)
+        asked = self.most_tokens if self.max_tokens is None else self.max_tokens
+        max_tokens = min(asked, most)
         return Request(
             prompt=prompt,
             max_tokens=max_tokens,
@@ -139,7 +142,11 @@ def completion(body: Any, config: ServerConfig) -> Asked:
         prompts=prompts,
         settings=settings,
         logprobs=logprobs,
-        max_tokens=fields.whole("max_tokens", DEFAULT_TOKENS, most=config.max_answer_tokens),
+        max_tokens=fields.whole(
+            "max_tokens",
+            min(DEFAULT_TOKENS, config.max_answer_tokens),
+            most=config.max_answer_tokens,
+        ),
         n=n,
         best_of=best_of,
         is_chat=False,
@@ -210,6 +217,7 @@ def _asked(fields: "_Fields", config: ServerConfig, *, stream: bool, **parts: An
     if truncate == 0:
         raise InvalidField("truncate_prompt_tokens", "-1 or at least 1", 0)
     asked = Asked(
+        most_tokens=config.max_answer_tokens,
         model=fields.model(),
         seed=seed,
         stream=stream,
@@ -243,8 +251,9 @@ class _Fields:
 
     def model(self) -> str:
         name = self.take("model")
-        if not isinstance(name, str) or not name:
-            raise InvalidField("model", "the name of a model; GET /v1/models lists them", name)
+        if not isinstance(name, str) or not 0 < len(name) <= MOST_OF_A_NAME:
+            text = "the name of a model; GET /v1/models lists them"
+            raise InvalidField("model", text, _short(name))
         return name
 
     def flag(self, name: str) -> bool:
@@ -335,8 +344,8 @@ def _template(messages: Any) -> str:
         role = message.get("role")
         if role in ("tool", "function") or message.get("tool_calls"):
             raise Unsupported(field, LACKING["tools"])
-        if role not in ROLES:
-            raise InvalidField(f"{field}.role", f"one of {', '.join(ROLES)}", role)
+        if not isinstance(role, str) or role not in ROLES:
+            raise InvalidField(f"{field}.role", f"one of {', '.join(ROLES)}", _short(role))
         lines.append(ROLES[role] + _content(f"{field}.content", message.get("content")))
     return "\n".join([*lines, NEXT_TURN])
 

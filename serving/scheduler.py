@@ -87,10 +87,6 @@ class Plan:
     writes: tuple[Job, ...] = ()  # by row: 0, 1, 2, ...
     num_steps: int = 0  # tokens that each of them writes, at most
 
-    @property
-    def is_empty(self) -> bool:
-        return not (self.expired or self.put_off or self.reads or self.writes)
-
 
 class Scheduler:
     """Decides, and keeps count of rows and slots. Not safe to call from several threads.

@@ -360,6 +360,26 @@ def test_closing_while_texts_are_written_ends_them(loaded, engine):
     assert {error.code for error in ended} == {Code.UNAVAILABLE}
 
 
+def test_an_engine_that_cannot_begin_anew_refuses(loaded, engine, monkeypatch):
+    wait_until(lambda: engine.scheduler.num_free == 2)
+    other = Engine(loaded, engine.decoder)
+
+    def fails(*args):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.decoder, "write", fails)
+        patched.setattr(engine.decoder, "reset", fails)
+        request = Request(prompt="ab", max_tokens=4)
+        (error,) = collect(other, request)
+        assert error.code is Code.INTERNAL
+        wait_until(lambda: not other._thread.is_alive())
+        (error,) = collect(other, request)
+        assert error.code is Code.UNAVAILABLE
+    other.close()
+    engine.decoder.reset()
+
+
 # Over HTTP ----------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from openai_server import repository_of, serving
 from toy_exports import classifier_model, generator_model, wait_until
 from toy_writer import CONTEXT, TAIL, answer_of, tokens_of, writer_model
 
-from serving import openai_requests
+from serving import metrics, openai_requests
 from serving.client import AsyncClient, Client, InvalidRequest, Part, ServerFailed
 from serving.config import ServerConfig
 from serving.openai import shown
@@ -701,3 +701,35 @@ def test_an_error_in_the_middle_is_an_error_of_our_client(embedded, slow):
         slow.is_closed.clear()
         parts.close()
         assert slow.is_closed.wait(5)
+
+
+def test_junk_in_a_message_and_long_names_are_the_callers_fault(server):
+    for role in (["user"], {}, 5, None):
+        body = {"model": "writer", "messages": [{"role": role, "content": "x"}]}
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json=body)
+        assert answer.status_code == 400 and "messages[0].role" in answer.json()["error"]["param"]
+    body = {"model": "m" * 100_000, "prompt": "x"}
+    answer = httpx.post(f"{server.url}/v1/completions", json=body)
+    assert answer.status_code == 400 and len(answer.content) < 1000
+
+
+def test_names_that_nobody_has_leave_no_counts(server):
+    body = {"model": "no-such-model-of-anybody", "prompt": "x"}
+    assert httpx.post(f"{server.url}/v1/completions", json=body).status_code == 404
+    assert "no-such-model-of-anybody" not in metrics.page()
+
+
+def test_the_limit_on_answers_holds_where_none_is_asked_for(models):
+    with serving(models, ServerConfig(max_answer_tokens=5)) as running:
+        for path, more in (
+            ("completions", {"prompt": "ab"}),
+            ("chat/completions", {"messages": [{"role": "user", "content": "ab"}]}),
+        ):
+            answer = httpx.post(f"{running.url}/v1/{path}", json={"model": "writer"} | more)
+            assert answer.json()["usage"]["completion_tokens"] == 5
+
+
+def test_an_answer_may_take_as_long_as_it_takes(models):
+    with serving(models, ServerConfig(request_timeout_seconds=0)) as running:
+        answer = httpx.post(f"{running.url}/v1/completions", json=BODY | {"stream": False})
+        assert answer.status_code == 200 and answer.json()["choices"][0]["text"]
