@@ -304,6 +304,9 @@ class _Fields:
     def prompts(self, name: str, config: ServerConfig) -> tuple[Prompt, ...]:
         """A text, a list of texts, a list of tokens, or a list of such lists."""
         value = self.take(name)
+        if isinstance(value, list) and len(value) > config.max_characters:  # before they are read
+            wanted = f"of at most {config.max_characters} texts or tokens (--max-characters)"
+            raise InvalidField(name, wanted, len(value))
         if isinstance(value, str) or (_is_tokens(value) and value):
             value = [value]
         if not isinstance(value, list) or not value:
@@ -314,6 +317,9 @@ class _Fields:
             if isinstance(one, str):
                 _check_length(name, one, config)
                 prompts.append(_valid(one))
+            elif isinstance(one, list) and len(one) > config.max_characters:
+                wanted = f"of at most {config.max_characters} tokens (--max-characters)"
+                raise InvalidField(name, wanted, len(one))
             elif _is_tokens(one):
                 check_tokens(name, one, None)
                 prompts.append(tuple(one))
@@ -393,5 +399,7 @@ def _check_length(name: str, text: str, config: ServerConfig) -> None:
 
 def _short(value: Any) -> Any:
     """A value for a message, cut: a caller's text does not come back whole."""
+    if isinstance(value, list | dict | str) and len(value) > 80:  # its `repr` may take a second
+        return f"a {type(value).__name__} of {len(value)}"
     text = repr(value)
     return value if len(text) <= 80 else f"{text[:77]}..."

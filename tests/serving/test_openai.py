@@ -733,3 +733,11 @@ def test_an_answer_may_take_as_long_as_it_takes(models):
     with serving(models, ServerConfig(request_timeout_seconds=0)) as running:
         answer = httpx.post(f"{running.url}/v1/completions", json=BODY | {"stream": False})
         assert answer.status_code == 200 and answer.json()["choices"][0]["text"]
+
+
+@pytest.mark.parametrize("prompt", [[5] * 11, [[5] * 11], ["a"] * 11])
+def test_lists_have_the_limit_of_texts(models, prompt):
+    with serving(models, ServerConfig(max_characters=10)) as running:
+        body = {"model": "writer", "prompt": prompt}
+        answer = httpx.post(f"{running.url}/v1/completions", json=body)
+        assert answer.status_code == 400 and "--max-characters" in answer.json()["error"]["message"]
