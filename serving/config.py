@@ -198,7 +198,7 @@ class ServerConfig:
     max_body_chunks: int = _option(20_000, "pieces in which a body may come")
     max_json_depth: int = _option(64, "lists and objects within one another")
     max_rows: int = _option(10_000, "instances or examples in one request")
-    max_characters: int = _option(1_000_000, "of one text")
+    max_characters: int = _option(1_000_000, "of one text; texts or tokens of one list")
     header_timeout_seconds: float = _option(10.0, "for all headers of a request to come")
     send_timeout_seconds: float = _option(30.0, "in which a caller must read on what is sent")
     body_timeout_seconds: float = _option(
