@@ -16,11 +16,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import _server
 from grpc._cython import cygrpc
 
 from serving import metrics
-from serving.errors import INTERNAL_TEXT, Code, ServingError, as_serving_error
+from serving.errors import INTERNAL_TEXT, Code, ServingError, as_serving_error, invalid_argument
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,16 @@ class Call:
                 sent = _server._send_status_from_server(state, token)
                 self.event.call.start_server_batch(operations, sent)
                 state.due.add(token)
+
+
+def parsed(kind: Any, body: bytes) -> Any:
+    """The message of class `kind` in `body`. INVALID_ARGUMENT when there is none."""
+    try:
+        return kind.FromString(body)
+    except DecodeError as error:
+        raise invalid_argument(
+            f"The request cannot be read as a {kind.DESCRIPTOR.full_name}."
+        ) from error
 
 
 def headers_of(metadata: Any) -> dict[str, str]:

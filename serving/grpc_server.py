@@ -20,7 +20,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import grpc
-from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
@@ -38,7 +37,7 @@ from serving.batching import Task
 from serving.codec import Tensors, check_filled, check_texts, tensor_to_proto
 from serving.config import ConfigError, ServerConfig
 from serving.errors import Code, ServingError, invalid_argument
-from serving.grpc_calls import Begin, Call, Reception, headers_of
+from serving.grpc_calls import Begin, Call, Reception, headers_of, parsed
 from serving.keys import Keys
 from serving.profiler import Profiler
 from serving.rates import RateLimit
@@ -280,7 +279,7 @@ class Calls:
                 is_held = method == "Predict" and needs_no_thread(self._config, len(call.body))
                 if not is_held:
                     await _thread()
-                request = _read(kind, call.body)
+                request = parsed(kind, call.body)
                 model = _model_of(request)
                 if self._check_sizes(request) > SMALL_OUTPUT and is_held:
                     await _thread()
@@ -458,15 +457,6 @@ class Calls:
                 name=name, int64_value_increase=(metrics.counter(name) or 0) - before[name]
             )
         return response
-
-
-def _read(kind: Any, body: bytes) -> Any:
-    try:
-        return kind.FromString(body)
-    except DecodeError as error:
-        raise invalid_argument(
-            f"The request cannot be read as a tensorflow.serving.{kind.DESCRIPTOR.name}."
-        ) from error
 
 
 def _model_of(request: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from serving.config import ServerConfig
 from serving.errors import Code, ServingError
-from serving.writing import MAX_LOGPROBS, MAX_STOP_CHARACTERS, InvalidField, Request, check_tokens
+from serving.writing import MAX_LOGPROBS, MAX_STOP_CHARACTERS, InvalidField, Request
 
 MAX_STOP_STRINGS = 4
 DEFAULT_TOKENS = 16  # of a completion, as at OpenAI; a chat's answer may fill the context
@@ -321,7 +321,6 @@ class _Fields:
                 wanted = f"of at most {config.max_characters} tokens (--max-characters)"
                 raise InvalidField(name, wanted, len(one))
             elif _is_tokens(one):
-                check_tokens(name, one, None)
                 prompts.append(tuple(one))
             else:
                 raise InvalidField(name, "of strings or of lists of tokens", _short(one))

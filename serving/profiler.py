@@ -13,12 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import DecodeError
 from tensorflow.python.profiler.internal import _pywrap_profiler
 from tensorflow.tsl.profiler.protobuf import profiler_options_pb2
 
-from serving.errors import Code, ServingError, invalid_argument
-from serving.grpc_calls import Begin, Call
+from serving.errors import Code, ServingError
+from serving.grpc_calls import Begin, Call, parsed
 from serving.keys import Keys
 
 SERVICE = "tensorflow.ProfilerService"
@@ -72,7 +71,7 @@ class Profiler:
             call.fail(error)
 
     def _profile(self, call: Call) -> bytes:
-        request = _read("ProfileRequest", call.body)
+        request = parsed(_classes()["ProfileRequest"], call.body)
         session, is_over = _pywrap_profiler.ProfilerSession(), threading.Event()
         session.start("", _levels(request.opts))  # ALREADY_EXISTS while another one runs
         self._ends[request.session_id] = is_over
@@ -94,7 +93,7 @@ class Profiler:
         return bytes(response.SerializeToString())
 
     def _terminate(self, call: Call) -> bytes:
-        session_id = _read("TerminateRequest", call.body).session_id
+        session_id = parsed(_classes()["TerminateRequest"], call.body).session_id
         if session_id not in self._ends:
             raise ServingError(Code.NOT_FOUND, f"No trace is under way for session {session_id!r}.")
         self._ends[session_id].set()
@@ -102,24 +101,11 @@ class Profiler:
 
 
 def _levels(serialized: bytes) -> dict[str, int]:
-    options = _parsed(profiler_options_pb2.ProfileOptions, serialized)
+    options = parsed(profiler_options_pb2.ProfileOptions, serialized)
     if not options.version:  # not set: its zeros are no choice
         return {}
     names = ("host_tracer_level", "python_tracer_level", "device_tracer_level")
     return {name: getattr(options, name) for name in names}
-
-
-def _read(name: str, body: bytes) -> Any:
-    return _parsed(_classes()[name], body)
-
-
-def _parsed(kind: Any, body: bytes) -> Any:
-    try:
-        return kind.FromString(body)
-    except DecodeError as error:
-        raise invalid_argument(
-            f"The request cannot be read as a tensorflow.{kind.DESCRIPTOR.name}."
-        ) from error
 
 
 def _message(kind: str, /, **fields: Any) -> Any:

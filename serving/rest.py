@@ -2,8 +2,7 @@
 
 One function, `_api`, takes every request below /v1/ and is the only place where an exception
 becomes a response. There is no router: the protocol's rules for URLs (case-blind, matched before
-percent-decoding, 400 for a wrong verb) are not those of one, and its layers took a tenth of the
-time of a request.
+percent-decoding, 400 for a wrong verb) are not those of one, and each of its layers costs time.
 """
 
 import asyncio
@@ -107,7 +106,7 @@ async def _lifespan(receive: Receive, send: Send) -> None:
 def _health(service: Service, request: Request) -> Response:
     if request.method not in ("GET", "HEAD"):
         return Response(status_code=405, headers={"Allow": "GET, HEAD"})
-    if request.url.path == "/healthz":
+    if request.scope["path"] == "/healthz":
         return _json(200, {"status": "alive"})  # the process lives and its event loop turns
     is_ready, models = service.repository.readiness()
     if service.is_draining:
