@@ -95,7 +95,7 @@ def usage() -> str:
             if ("mark" in setting.metadata) is is_stock:
                 help_text = setting.metadata["help"] + REMARKS[setting.metadata.get("mark", "M")]
                 lines.append(f"  {flag_of(setting)}={shown_default(setting)}")
-                lines += textwrap.wrap(help_text, 90, initial_indent=" " * 8)
+                lines += textwrap.indent(textwrap.fill(help_text, 82), " " * 8).splitlines()
         lines.append("")
     return "\n".join(lines)
 

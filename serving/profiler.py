@@ -22,6 +22,7 @@ from serving.keys import Keys
 
 SERVICE = "tensorflow.ProfilerService"
 NUM_THREADS = 4  # a trace holds one; TensorFlow takes one trace at a time
+MOST_SECONDS = 600  # of a trace: it is kept in memory, and nobody else can have one meanwhile
 STEP_SECONDS = 0.05  # how often a trace looks whether anybody still waits for it
 TOOL = "xplane.pb"  # what the client calls the file that it writes
 
@@ -72,6 +73,12 @@ class Profiler:
 
     def _profile(self, call: Call) -> bytes:
         request = parsed(_classes()["ProfileRequest"], call.body)
+        if request.duration_ms > MOST_SECONDS * 1000:
+            raise ServingError(
+                Code.INVALID_ARGUMENT,
+                f"duration_ms is at most {MOST_SECONDS * 1000} here. "
+                f"Received: {request.duration_ms}",
+            )
         session, is_over = _pywrap_profiler.ProfilerSession(), threading.Event()
         session.start("", _levels(request.opts))  # ALREADY_EXISTS while another one runs
         self._ends[request.session_id] = is_over

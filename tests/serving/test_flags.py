@@ -44,6 +44,12 @@ def test_every_flag_takes_its_own_default_and_help_shows_it(setting):
     assert f"  {flag_of(setting)}={default}\n" in flags.usage()
 
 
+def test_all_lines_of_a_help_text_stand_below_its_flag():
+    _, _, after = flags.usage().partition("flags of tensorflow_model_server:")
+    below = [line for line in after.splitlines() if line and not line.endswith(":")]
+    assert all(line.startswith(("  --", " " * 8)) and len(line) <= 90 for line in below)
+
+
 def test_values_of_every_type_in_one_word_or_two():
     config = parse(
         *("--port=1234", "--rest_api_port", "1235", "--file_system_poll_wait_seconds", "-1"),

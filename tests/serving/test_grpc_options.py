@@ -318,6 +318,13 @@ def test_broken_options_of_a_trace_are_the_callers_fault(repository, socket_path
         assert code == "INVALID_ARGUMENT" and "ProfileOptions" in text
 
 
+def test_a_trace_is_no_longer_than_memory_bears(repository, socket_path):
+    with channel_to(repository, socket_path) as (channel, *_):
+        call = channel.unary_unary("/tensorflow.ProfilerService/Profile")
+        code, text = refused(call, b"\x08\xc1\xcf\x24\x32\x01a")  # 600,001 ms
+        assert code == "INVALID_ARGUMENT" and "600000" in text and "600001" in text
+
+
 class Held:
     """A repository whose models wait for `leave`."""
 
