@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 
 PYTHON = [sys.executable, "-m"]
+MONITORING = "deploy/kubernetes/monitoring.config"
 STARTING_SECONDS = 120
 STOPPING_SECONDS = 15
 
@@ -69,7 +70,7 @@ Stepwise is up.
 
 Try:
   * type a sentence of your own on the page Sentiment, in English or Chinese
-  * let the page Generate tell a story
+  * let the page Generate tell a story, and look at the page Engine meanwhile
   * curl -d '{{"instances": ["What a lovely day"]}}' {server}/v1/models/{model}:predict
 Ctrl-C stops everything."""
 
@@ -99,6 +100,7 @@ def serving_options(options: argparse.Namespace) -> list[str]:
     return [
         *("--exports", options.exports, "--models", ",".join(options.recipes)),
         *("--engine", options.engine),
+        *("--monitoring_config_file", MONITORING),  # for the page Engine
         *("--rest_api_port", str(options.rest_port), "--port", str(options.grpc_port)),
     ]
 

@@ -41,6 +41,7 @@ GENERATOR_INPUTS = frozenset({"prompt", "max_tokens", "temperature", "top_k", "t
 GENERATOR_OUTPUTS = frozenset({"text", "num_tokens", "finish_reason"})
 
 COMPLETIONS = "/v1/completions"
+METRICS = "/monitoring/prometheus/metrics"
 STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 AVAILABLE = "AVAILABLE"
 API_KEY = "STEPWISE_API_KEY"
@@ -76,6 +77,10 @@ class ServerFailed(ClientError):
 
 class RequestTimedOut(ClientError):
     """No answer within the time limit."""
+
+
+class MetricsOff(ClientError):
+    """The server was not told to show its metrics."""
 
 
 @dataclass(frozen=True)
@@ -411,6 +416,19 @@ class _Calls:
         if response.status_code == 404:
             raise (yield from self._missing(model, None))
         return self._json(response)
+
+    @call
+    def metrics(self) -> Steps[str]:
+        """The page for Prometheus, in its text format. Raises MetricsOff where there is none."""
+        response = yield _Ask("GET", METRICS)
+        if response.status_code == 404:
+            raise MetricsOff(
+                f"The server at {self.url} has no page {METRICS}; start it with "
+                "--monitoring_config_file=FILE, the file being: prometheus_config { enable: true }"
+            )
+        if response.status_code != 200:
+            self._json(response)  # raises by its code
+        return response.text
 
     @call
     def is_alive(self) -> Steps[bool]:

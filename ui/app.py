@@ -12,12 +12,13 @@ import streamlit as st  # noqa: E402
 
 from ui import backend, language, literal, sidebar  # noqa: E402
 from ui.language import say  # noqa: E402
-from ui.views import generate, sentiment, status, topics  # noqa: E402
+from ui.views import engine, generate, sentiment, status, topics  # noqa: E402
 
 PAGES = {
     "sentiment": (sentiment.page, ":material/sentiment_satisfied:"),
     "topics": (topics.page, ":material/category:"),
     "generate": (generate.page, ":material/edit_note:"),
+    "engine": (engine.page, ":material/speed:"),
     "status": (status.page, ":material/dns:"),
 }
 

@@ -15,6 +15,7 @@ from serving.client import (
     Client,
     ClientError,
     InvalidRequest,
+    MetricsOff,
     ModelInfo,
     ModelNotFound,
     ModelNotReady,
@@ -24,6 +25,7 @@ from serving.client import (
     VersionStatus,
 )
 from ui import settings
+from ui.counts import Counts
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ REMEMBER_STATE = 1.0  # seconds in which all browsers share one look at the serv
 # From the most special to the base: the first that fits names the sentence.
 _CLIENT_ERRORS = (
     ServerUnreachable,
+    MetricsOff,
     ModelNotFound,
     ModelNotReady,
     AccessDenied,
@@ -48,6 +51,8 @@ _CLIENT_ERRORS = (
     ServerFailed,
     ClientError,
 )
+clock = time.monotonic  # of the looks; tests put another one here
+
 _TELLS_MORE = (ModelNotReady, InvalidRequest, ServerFailed)
 
 
@@ -139,6 +144,19 @@ def details(model: str) -> ModelDetails:
         return ModelDetails(versions, client.metadata(model) if is_served else None)
     except Exception as error:
         return ModelDetails(failure=explain(error, model))
+
+
+@st.cache_resource(ttl=REMEMBER_STATE, show_spinner=False)
+def counts() -> Counts | Failure:
+    """What the server has counted so far. Never raises: a failure is an answer, too."""
+    try:
+        return Counts.of(_client(url(), LOOK_TIMEOUT).metrics(), clock())
+    except ValueError:  # another program's page
+        return Failure("error.ServerFailed", {"url": url(), "model": ""})
+    except RequestTimedOut:
+        return Failure("error.slow", {"url": url()})
+    except Exception as error:
+        return explain(error)
 
 
 def classify(model: ModelInfo, passages: list[str]) -> Timed[list[Classification]]:

@@ -1,6 +1,8 @@
-"""Probabilities as horizontal bars, the likeliest first: HTML, so labels stay text and can wrap."""
+"""Probabilities as horizontal bars and what was counted as upright ones: HTML, so labels stay text
+and can wrap."""
 
 import math
+from collections.abc import Iterable, Sequence
 from html import escape
 
 NUM_SHOWN = 10  # the remaining labels are folded away
@@ -53,3 +55,32 @@ def verdict(label: str, probability: float) -> str:
         f'<div class="sw-verdict"><span class="sw-verdict-label">{escape(label)}</span>'
         f'<span class="sw-verdict-number">{escape(percent(probability))}</span></div>'
     )
+
+
+def tiles(found: Iterable[tuple[str, str, str]]) -> str:
+    """HTML of figures side by side, each with its name above and a note below."""
+    return (
+        '<div class="sw-tiles">'
+        + "".join(
+            f'<div class="sw-tile"><div class="sw-caption">{escape(name)}</div>'
+            f'<div class="sw-figure">{escape(value)}</div>'
+            f'<div class="sw-caption">{escape(note)}</div></div>'
+            for name, value, note in found
+        )
+        + "</div>"
+    )
+
+
+def strip(name: str, columns: Sequence[Sequence[float]], length: int, top: float) -> str:
+    """HTML of the newest `length` columns, of parts one upon the other; one of `top` is full.
+
+    Where there are fewer, the left is empty.
+    """
+    shown = [*[()] * (length - len(columns)), *columns[-length:]]
+    filled = "".join(f'<span class="sw-column">{_parts(parts, top)}</span>' for parts in shown)
+    return f'<div class="sw-strip" role="img" aria-label="{escape(name)}">{filled}</div>'
+
+
+def _parts(parts: Sequence[float], top: float) -> str:
+    heights = [min(100.0, 100 * part / top) if top else 0.0 for part in parts]
+    return "".join(f'<span style="height:{height:.1f}%"></span>' for height in heights)

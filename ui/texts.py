@@ -13,6 +13,7 @@ TEXTS: dict[str, dict[str, str]] = {
     "nav.sentiment": {"en": "Sentiment", "zh": "情感分析"},
     "nav.topics": {"en": "Topics", "zh": "主题分类"},
     "nav.generate": {"en": "Generate", "zh": "文本生成"},
+    "nav.engine": {"en": "Engine", "zh": "生成引擎"},
     "nav.status": {"en": "Server status", "zh": "服务器状态"},
     "model": {"en": "Model", "zh": "模型"},
     "model.help": {
@@ -27,6 +28,7 @@ TEXTS: dict[str, dict[str, str]] = {
     },
     "milliseconds": {"en": "{n} ms", "zh": "{n} 毫秒"},
     "seconds": {"en": "{n} s", "zh": "{n} 秒"},
+    "megabytes": {"en": "{n} MB", "zh": "{n} MB"},
     # --- the server, in the sidebar ---
     "server": {"en": "Model server", "zh": "模型服务器"},
     "server.running": {"en": "Running", "zh": "运行中"},
@@ -133,6 +135,70 @@ TEXTS: dict[str, dict[str, str]] = {
     },
     "finish.interrupted": {"en": "Stopped by you", "zh": "已由您停止"},
     "finish.unknown": {"en": "Finished: {reason}", "zh": "结束原因：{reason}"},
+    # --- engine ---
+    "engine.intro": {
+        "en": "How the server writes texts at this moment; looked at every two seconds while this "
+        "page is open.",
+        "zh": "服务器此刻的文本生成情况；本页面打开期间每两秒刷新一次。",
+    },
+    "engine.slots": {"en": "Slots taken", "zh": "已用槽位"},
+    "engine.slots.note": {"en": "of {n}", "zh": "共 {n} 个"},
+    "engine.waiting": {"en": "Texts waiting", "zh": "等待中的文本"},
+    "engine.waiting.note": {"en": "for a slot", "zh": "等待空闲槽位"},
+    "engine.streams": {"en": "Streams", "zh": "流式请求"},
+    "engine.streams.note": {"en": "that are open", "zh": "正在进行"},
+    "engine.tokens": {"en": "Tokens a second", "zh": "每秒词元数"},
+    "engine.tokens.note": {"en": "of all texts together", "zh": "所有文本合计"},
+    "engine.rows": {"en": "Texts in a step", "zh": "每步文本数"},
+    "engine.rows.note": {
+        "en": "on average; {percent} of the rows computed",
+        "zh": "平均值；占所计算行数的 {percent}",
+    },
+    "engine.cache": {"en": "Cache", "zh": "缓存"},
+    "engine.cache.note": {"en": "keys and values of texts", "zh": "文本的键和值"},
+    "engine.prefix": {"en": "Prefix cache", "zh": "前缀缓存"},
+    "engine.prefix.note": {
+        "en": "{n} tokens found there, of prompts of {total}",
+        "zh": "在其中找到 {n} 个词元，提示共 {total} 个",
+    },
+    "engine.strip.tokens": {
+        "en": "Tokens a second in the last three minutes, at most {n}",
+        "zh": "最近三分钟的每秒词元数，最高 {n}",
+    },
+    "engine.strip.texts": {
+        "en": "Texts with a slot and, above them, waiting, at most {n} together",
+        "zh": "占用槽位的文本，上方为等待中的文本，合计最多 {n}",
+    },
+    "engine.measure": {"en": "Time", "zh": "时间"},
+    "engine.time_to_first_token": {"en": "to the first token", "zh": "到首个词元"},
+    "engine.time_between_tokens": {"en": "between tokens", "zh": "词元之间"},
+    "engine.generation_queue_latency": {"en": "until a slot is free", "zh": "等到空闲槽位"},
+    "engine.since_opened": {"en": "Since this page was opened", "zh": "打开本页面以来"},
+    "engine.since_started": {"en": "Since the server was started", "zh": "服务器启动以来"},
+    "engine.quantiles": {"en": "p50 {half}, p95 {most}", "zh": "p50 {half}，p95 {most}"},
+    "engine.about": {
+        "en": "p50 and p95 are read out of a histogram, whose buckets are each 1.8 times as wide "
+        "as the one before, so they are rough.",
+        "zh": "p50 和 p95 由直方图估算，每个区间的上限是前一个的 1.8 倍，因此只是近似值。",
+    },
+    "engine.no_text": {
+        "en": "No text has been written as a stream since the server was started. The page "
+        "Generate asks for one.",
+        "zh": "服务器启动以来还没有流式生成过文本。“文本生成”页面会发起这样的请求。",
+    },
+    "engine.by_signatures": {
+        "en": "No engine writes at the moment, texts come from the models' signatures. It is being "
+        "compiled, as the server's log tells, or there is none: no language model, "
+        "--generation-slots=0 or --engine=remote.",
+        "zh": "目前没有生成引擎，文本由模型的签名生成。引擎可能正在编译（见服务器日志），"
+        "也可能不存在：没有语言模型，或使用了 --generation-slots=0 或 --engine=remote。",
+    },
+    "engine.stock": {
+        "en": "At {url} is a stock TensorFlow Serving: it has no engine and counts no tokens. "
+        "python -m serving --engine=remote in front of it counts them.",
+        "zh": "{url} 是原版 TensorFlow Serving：它没有生成引擎，也不统计词元。"
+        "在它前面运行 python -m serving --engine=remote 即可统计。",
+    },
     # --- status page ---
     "status.intro": {
         "en": "What the model server offers at the moment, and how to ask it from a terminal.",
@@ -193,6 +259,16 @@ TEXTS: dict[str, dict[str, str]] = {
     "error.AccessDenied": {
         "en": "The server at {url} wants a key. Start the pages with STEPWISE_API_KEY set to one.",
         "zh": "{url} 上的服务器需要密钥。请设置环境变量 STEPWISE_API_KEY 后再启动页面。",
+    },
+    "error.MetricsOff": {
+        "en": "The server at {url} does not show what it counts. Start it with "
+        "--monitoring_config_file=FILE, where FILE holds: prometheus_config {{ enable: true }}. "
+        "deploy/kubernetes/monitoring.config is such a file. A stock TensorFlow Serving has no "
+        "engine to show even then.",
+        "zh": "{url} 上的服务器没有公开统计数据。启动时请加上 --monitoring_config_file=FILE，"
+        "文件内容为：prometheus_config {{ enable: true }}，"
+        "例如 deploy/kubernetes/monitoring.config。"
+        "原版 TensorFlow Serving 即使如此也没有生成引擎可显示。",
     },
     "error.InvalidRequest": {
         "en": "The server refused this input. Change the text or the settings and try again.",

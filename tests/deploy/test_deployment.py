@@ -15,6 +15,7 @@ import serving.engine  # noqa: F401
 from serving import metrics
 from serving.config import ServerConfig
 from serving.service import Service
+from ui import counts
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -172,7 +173,7 @@ def test_the_autoscaler_reads_what_a_rule_records():
     assert metric["pods"]["metric"]["name"] in recorded
 
 
-def test_rules_and_dashboard_read_metrics_that_the_server_has():
+def test_rules_dashboard_and_pages_read_metrics_that_the_server_has():
     Service(None)  # which puts gauges on the page, as the engine does
     kinds = dict(re.findall(r"^# TYPE (\S+) (\w+)$", metrics.page(), re.MULTILINE))
     groups = documents(ROOT / "deploy" / "monitoring" / "rules.yaml")[0]["groups"]
@@ -185,3 +186,4 @@ def test_rules_and_dashboard_read_metrics_that_the_server_has():
         whole, _, part = name.rpartition("_")
         is_part = part in ("bucket", "sum", "count") and kinds.get(whole) == "histogram"
         assert is_part or kinds.get(name) in ("counter", "gauge"), name
+    assert {counts.OURS + name for name in counts.NAMES} <= kinds.keys()  # those of the pages

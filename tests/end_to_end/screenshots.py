@@ -1,23 +1,35 @@
 """Takes the pictures of the documents: python tests/end_to_end/screenshots.py --out docs/
 
-Needs a running model server with the models sentiment, topics and stories, and running pages.
+Needs a running model server with the models sentiment, topics and stories, started with
+--monitoring_config_file=deploy/kubernetes/monitoring.config, its engine ready, and running pages.
 """
 
 import argparse
+import random
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from chromium import HOW_TO_INSTALL, find_chromium, open_browser
 from playwright.sync_api import Page, expect
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from serving.client import Client
+
 SIZE = {"width": 1280, "height": 900}
 LARGEST = 300_000  # bytes of one picture
+NUM_CALLERS, WRITING_SECONDS = 26, 60  # of the picture of the engine
 
 # File, path ("" is Sentiment, the first page), language, number of the example to click.
 PICTURES = (
     ("sentiment.png", "", "en", 0),
     ("topics.png", "topics", "en", 0),
     ("generate.png", "generate", "en", 0),
+    ("engine.png", "engine", "en", None),
+    ("engine_zh.png", "engine", "zh", None),
     ("status.png", "status", "en", None),
     ("sentiment_zh.png", "", "zh", 0),
 )
@@ -40,9 +52,35 @@ def main() -> int:
             return 1
         for name, path, language, example in PICTURES:
             page = browser.new_page(viewport=SIZE)
-            take(page, f"{options.ui}/{path}?language={language}", example, options.out / name)
+            with writing(options.server) if path == "engine" else nullcontext():
+                take(page, f"{options.ui}/{path}?language={language}", example, options.out / name)
             page.close()
     return 0
+
+
+@contextmanager
+def writing(server: str) -> Iterator[None]:
+    """Callers who let it write one text after the other."""
+    is_over = threading.Event()
+
+    def call(number: int) -> None:
+        generator = random.Random(number)
+        prompts = ("Once there was a little fox", "The old dog looked at the sea and", "从前，")
+        with Client(server) as client:
+            while not is_over.wait(generator.random() / 2):
+                length, seed = generator.randint(20, 220), generator.randrange(10_000)
+                prompt = generator.choice(prompts)
+                list(client.write("stories", prompt, max_tokens=length, seed=seed))
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(NUM_CALLERS)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
 
 
 def take(page: Page, url: str, example: int | None, path: Path) -> None:
@@ -56,6 +94,8 @@ def take(page: Page, url: str, example: int | None, path: Path) -> None:
         expect(page.locator(".sw-verdict, .sw-story")).to_be_visible(timeout=120_000)
         is_writing = page.locator(".st-key-generate-stop button")
         expect(is_writing).to_have_count(0, timeout=120_000)
+    elif "/engine" in url:
+        time.sleep(WRITING_SECONDS)
     else:
         page.get_by_role("tab").nth(2).click()
     page.mouse.move(0, 0)

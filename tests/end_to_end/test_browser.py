@@ -18,6 +18,7 @@ from ui.texts import EXAMPLES, TEXTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
+ROOT = Path(__file__).resolve().parents[2]
 ANSWER = 120_000  # milliseconds for one answer of a model, and for a page to settle
 
 
@@ -52,6 +53,7 @@ def site(trained_exports: Path) -> Iterator[Site]:
     serving = ["-m", "serving", "--exports", trained_exports, "--engine", "embedded"]
     serving += ["--rest_api_port", rest, "--port", grpc]
     serving += ["--generation-slots", 0]  # whose compiling takes a while
+    serving += ["--monitoring_config_file", ROOT / "deploy/kubernetes/monitoring.config"]
     with (
         running(*serving) as server,
         running("-m", "ui", "--server", server_url, "--port", pages) as ui,
@@ -116,6 +118,11 @@ def test_a_visit(page, site):
     _settle(page)
     page.get_by_role("button", name=EXAMPLES["generate"]["zh"][0]).click()
     _expect_story(page, EXAMPLES["generate"]["zh"][0], "zh")
+
+    # What was counted of these four, without an engine.
+    _open(page, "engine", "zh")
+    expect(page.locator(".sw-notice")).to_have_text(TEXTS["engine.by_signatures"]["zh"])
+    expect(page.locator(".sw-table td").nth(3)).to_contain_text("p95")
 
     # The language stays, also in the address.
     _open(page, "status", "zh")

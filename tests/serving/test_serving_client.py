@@ -18,6 +18,7 @@ from serving.client import (
     ClientError,
     Generation,
     InvalidRequest,
+    MetricsOff,
     ModelInfo,
     ModelNotFound,
     ModelNotReady,
@@ -72,6 +73,15 @@ STATUS = "/v1/models/m"
 def test_broken_connections(error, expected, advice):
     with pytest.raises(expected, match=advice):
         raising(error).predict("m", [1])
+
+
+def test_the_page_of_metrics():
+    page = "# TYPE :m counter\n"
+    assert made_up({client_module.METRICS: (200, page)}).metrics() == page
+    with pytest.raises(MetricsOff, match="--monitoring_config_file"):
+        made_up({}).metrics()
+    with pytest.raises(AccessDenied):
+        made_up({client_module.METRICS: (401, {"error": "no key"})}).metrics()
 
 
 @pytest.mark.parametrize(

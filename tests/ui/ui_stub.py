@@ -1,6 +1,7 @@
 """A stub of the client, and what the tests do with a page and read from it."""
 
 import html
+import math
 import re
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class StubClient:
         self.state_error: Exception | None = None
         self.answer_error: Exception | None = None
         self.stream_error: Exception | None = None  # of a server without streams
+        self.metrics_text = metrics_page()
         self.is_stopped_by_click = self.is_closed = False
         self.classified: list[tuple[str, list[str]]] = []
         self.generated: list[tuple[str, str, dict]] = []
@@ -76,6 +78,11 @@ class StubClient:
             raise self.answer_error
         return self.generation
 
+    def metrics(self):
+        if self.state_error:
+            raise self.state_error
+        return self.metrics_text
+
     def status(self, model):
         if model in self.statuses:
             return self.statuses[model]
@@ -100,6 +107,37 @@ class StubClient:
         return {"metadata": {"signature_def": {"signature_def": signatures}}}
 
 
+def metrics_page(first=None, next=None, wait=None, steps=None, counters=None, gauges=None) -> str:
+    """The server's metrics: {upper limit in microseconds: how many lie in the bucket below it} of
+    three histograms of the model stories, the count and the sum of its steps, numbers of it, and
+    numbers of the whole server."""
+    lines = ["# TYPE :stepwise:serving:streams gauge"]
+    times = {"to_first_token": first, "between_tokens": next}
+    histograms = {f"time_{name}": found for name, found in times.items()}
+    for name, found in (histograms | {"generation_queue_latency": wait}).items():
+        name, below = f":stepwise:serving:{name}", 0
+        lines.append(f"# TYPE {name} histogram")
+        for limit, count in (found and found | {math.inf: found.get(math.inf, 0)} or {}).items():
+            below += count
+            le = "+Inf" if limit == math.inf else f"{limit:g}"
+            lines.append(f'{name}_bucket{{model_name="stories",le="{le}"}} {below}')
+        if found:
+            lines.append(f'{name}_count{{model_name="stories"}} {below}')
+    if steps:
+        name = ":stepwise:serving:generation_batch_size"
+        lines.append(f"# TYPE {name} histogram")
+        lines.append(f'{name}_bucket{{model_name="stories",le="+Inf"}} {steps[0]}')
+        lines.append(f'{name}_sum{{model_name="stories"}} {steps[1]}')
+        lines.append(f'{name}_count{{model_name="stories"}} {steps[0]}')
+    for name, number in (counters or {}).items():
+        lines.append(f"# TYPE :stepwise:serving:{name} untyped")
+        lines.append(f':stepwise:serving:{name}{{model_name="stories"}} {number}')
+    for name, number in (gauges or {}).items():
+        lines.append(f"# TYPE :stepwise:serving:{name} gauge")
+        lines.append(f":stepwise:serving:{name}{{}} {number}")
+    return "\n".join(lines) + "\n"
+
+
 def _tensor() -> dict:
     shape = {"dim": [{"size": "-1", "name": ""}], "unknown_rank": False}
     return {"dtype": "DT_STRING", "tensor_shape": shape, "name": "x:0"}
@@ -115,6 +153,7 @@ def look_again(at: AppTest) -> AppTest:
     """Runs the page with a fresh look at the server, as it happens when time has passed."""
     backend.server_state.clear()
     backend.details.clear()
+    backend.counts.clear()
     at.run()
     assert not at.exception
     return at
