@@ -42,7 +42,10 @@ GENERATOR_OUTPUTS = frozenset({"text", "num_tokens", "finish_reason"})
 
 COMPLETIONS = "/v1/completions"
 METRICS = "/monitoring/prometheus/metrics"
-STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
+STREAMED = {
+    "stream": True,
+    "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+}
 AVAILABLE = "AVAILABLE"
 API_KEY = "STEPWISE_API_KEY"
 
@@ -102,12 +105,13 @@ class Generation:
 
 @dataclass(frozen=True)
 class Part:
-    """What was written since the part before. The last one alone has `num_tokens`, of the whole
-    answer, and `finish_reason`."""
+    """What was written since the part before. The last one alone has a `finish_reason`."""
 
     text: str
     finish_reason: str | None = None
-    num_tokens: int | None = None
+    num_tokens: int | None = None  # of the answer so far; None: nobody told
+    num_prompt_tokens: int | None = None  # that were read
+    num_truncated_tokens: int = 0  # of the prompt, before them, for which there was no room
 
 
 @dataclass(frozen=True)
@@ -751,13 +755,19 @@ class _Parts:
 
     def of(self, event: Any, url: str) -> list[Part]:
         try:
+            usage = event.get("usage") or {}
+            counts = (
+                usage.get("completion_tokens"),
+                usage.get("prompt_tokens"),
+                (usage.get("prompt_tokens_details") or {}).get("truncated_tokens", 0),
+            )
             if event["choices"]:
                 (choice,) = event["choices"]
                 self._reason = choice["finish_reason"]
-                return [Part(choice["text"])] if choice["text"] else []
+                return [Part(choice["text"], None, *counts)] if choice["text"] else []
             self._has_ended = True
-            return [Part("", self._reason, event["usage"]["completion_tokens"])]
-        except (KeyError, TypeError, ValueError) as error:
+            return [Part("", self._reason, *counts)]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             detail = "an event of its stream has an unknown form"
             raise ServerFailed(_not_the_protocol(url, detail)) from error
 

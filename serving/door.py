@@ -311,7 +311,7 @@ class _Answer:
     async def refuse(self, refused: Refused) -> None:
         if self.status:
             return
-        if openai.handles(self._scope["method"], self._scope["path"]):
+        if openai.is_openais(self._scope["path"]):
             body = openai.error_body(refused.status, refused.message, code=refused.code)
         else:
             body = json.dumps({"error": refused.message}, indent=4, ensure_ascii=False).encode()

@@ -82,7 +82,7 @@ class Engine(ModelText):
     ) -> None:
         # Of its own, or those who ask for embeddings would keep those who write waiting.
         self._texts_threads = concurrent.futures.ThreadPoolExecutor(1, f"texts-{servable.name}")
-        super().__init__(servable, self._in_own_thread, asyncio.to_thread)
+        super().__init__(servable, self._in_own_thread)
         self.name = servable.name
         self.decoder, self._clock = decoder, clock
         self.prefix_cache = PrefixCache(prefix_cache_bytes)

@@ -14,15 +14,29 @@ import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from serving.config import ConfigError, ServerConfig, discover_models, version_folders
 from serving.errors import as_serving_error
 
+if TYPE_CHECKING:
+    from serving.writing import Request
+
 EXIT_FAILURE, EXIT_INTERRUPTED = 1, 130
 _CLEAR = "\r\033[K"  # the line of a terminal
 
-Parts = Generator[tuple[str, int, str | None], None, None]  # text, tokens in it, why it ended
+
+class Part(NamedTuple):
+    """What was written since the part before; the last one says why it ended."""
+
+    text: str
+    num_tokens: int  # of the answer so far
+    finish_reason: str | None
+    num_prompt: int  # tokens that are read
+    num_truncated: int  # tokens of the prompt before them
+
+
+Parts = Generator[Part, None, None]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
             "seed",
         )
     }
-    settings["stop"] = tuple(options.stop)
+    settings["stop"] = options.stop
     try:
         with contextlib.closing(_parts(options, prompt, settings)) as parts:
             return _print(parts, prompt if options.echo else "", options)
@@ -94,16 +108,19 @@ def main(arguments: Sequence[str]) -> int:
 
 def _print(parts: Parts, beginning: str, options: argparse.Namespace) -> int:
     began = time.perf_counter()
-    first, count, reason, has_begun, is_interrupted = 0.0, 0, None, False, False
-    _tell_meanwhile(f"Loading {options.model} ...")
+    first, num_first, count, reason, is_interrupted = 0.0, 0, 0, None, False
+    has_begun = False
+    _tell_meanwhile(f"{'Asking for' if options.url else 'Loading'} {options.model} ...")
     try:
-        for text, num_tokens, why in parts:
+        for part in parts:
+            text = part.text
             if not has_begun:
                 _tell_meanwhile("")
+                _tell_of_the_prompt(part)
                 text = beginning + text
-            count, reason, has_begun = count + num_tokens, why or reason, True
-            if text or num_tokens:
-                first = first or time.perf_counter()
+            count, reason, has_begun = part.num_tokens, part.finish_reason or reason, True
+            if count and not num_first:
+                first, num_first = time.perf_counter(), count
             sys.stdout.write(text)
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -118,12 +135,21 @@ def _print(parts: Parts, beginning: str, options: argparse.Namespace) -> int:
     if is_interrupted:
         reason = "interrupted"
     told = [f"{count} tokens"]
-    if count and first:
+    if num_first:
         told.append(f"the first after {first - began:.2f} s")
-    if count > 1 and now > first:
-        told.append(f"then {(count - 1) / (now - first):.0f} a second")
+    if count > num_first and now > first:
+        told.append(f"then {(count - num_first) / (now - first):.0f} a second")
     print(f"[{', '.join([*told, str(reason), f'seed {options.seed}'])}]", file=sys.stderr)
     return EXIT_INTERRUPTED if is_interrupted else 0
+
+
+def _tell_of_the_prompt(part: Part) -> None:
+    if part.num_truncated:
+        print(
+            f"[of {part.num_prompt + part.num_truncated} tokens of the prompt the last "
+            f"{part.num_prompt} are read: beside the answer there is room for no more]",
+            file=sys.stderr,
+        )
 
 
 def _tell_meanwhile(text: str) -> None:
@@ -150,13 +176,26 @@ def _leaving_at_once() -> Iterator[None]:
 
 
 def _parts(options: argparse.Namespace, prompt: str, settings: dict[str, Any]) -> Parts:
+    from serving.writing import Request, stop_strings
+
+    settings["stop"] = stop_strings(settings["stop"])
+    request = Request(prompt=prompt, **settings)  # wrong settings are told at once, in one way
     if options.url:
+        for name, default in (
+            ("version", None),
+            ("allow_foreign", False),
+            ("exports", ServerConfig.exports),
+        ):
+            if getattr(options, name) != default:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is for the exports of this machine, and with "
+                    "--url the server's newest version writes. Leave one of the two out"
+                )
         return _by_server(options.url, options.model, prompt, settings)
-    return _here(options, prompt, settings)
+    return _here(options, prompt, request)
 
 
 def _by_server(url: str, model: str, prompt: str, settings: dict[str, Any]) -> Parts:
-    """Of a server the tokens are told at the end, so until then they are not counted."""
     try:
         from serving.client import Client, ClientError
     except ImportError as error:
@@ -164,17 +203,21 @@ def _by_server(url: str, model: str, prompt: str, settings: dict[str, Any]) -> P
     try:
         with Client(url) as client:
             for part in client.write(model, prompt, **settings):
-                yield part.text, part.num_tokens or 0, part.finish_reason
+                yield Part(
+                    part.text,
+                    part.num_tokens or 0,
+                    part.finish_reason,
+                    part.num_prompt_tokens or 0,
+                    part.num_truncated_tokens,
+                )
     except ClientError as error:
         raise ConfigError(str(error).removesuffix(".")) from error
 
 
-def _here(options: argparse.Namespace, prompt: str, settings: dict[str, Any]) -> Parts:
+def _here(options: argparse.Namespace, prompt: str, request: "Request") -> Parts:
     folder = _version_folder(options.exports, options.model, options.version)
     from model.runtime import import_tensorflow
-    from serving.writing import Request
 
-    request = Request(prompt=prompt, **settings)  # wrong settings are told at once
     with _leaving_at_once():
         import_tensorflow()
         from serving import gate, servable
@@ -189,22 +232,16 @@ def _here(options: argparse.Namespace, prompt: str, settings: dict[str, Any]) ->
             writer = NextTokensWriter(loaded)
             (whole,) = runner.run(writer.tokenize([prompt]))
             pieces = writer.write(request)
-            is_told = False
+            count = 0
             try:
                 while True:
                     piece = runner.run(anext(pieces, None))
                     if piece is None:
                         return
-                    if piece.num_prompt_tokens < whole.num_tokens and not is_told:
-                        is_told = True
-                        _tell_meanwhile("")
-                        print(
-                            f"[of {whole.num_tokens} tokens of the prompt the last "
-                            f"{piece.num_prompt_tokens} are read: with the answer there is room "
-                            f"for {writer.context_length - 1}]",
-                            file=sys.stderr,
-                        )
-                    yield piece.text, len(piece.tokens), piece.finish_reason
+                    count += len(piece.tokens)
+                    size = piece.num_prompt_tokens
+                    unread = whole.num_tokens - size
+                    yield Part(piece.text, count, piece.finish_reason, size, unread)
             finally:
                 runner.run(pieces.aclose())
     finally:

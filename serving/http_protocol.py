@@ -3,15 +3,18 @@ the time in which the rest of a body may come that was answered before it was re
 in which a caller must read on."""
 
 import asyncio
+import json
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serving import openai
+
 MAX_HEADER_BYTES = 64 * 1024
 
-_SLOW = b"The headers did not come in time (--header-timeout-seconds)."
-_LARGE = b"The headers are larger than 65,536 bytes."
-_INVALID = b"This is no HTTP request."
+_SLOW = (408, "Request Timeout", "The headers did not come in time (--header-timeout-seconds).")
+_LARGE = (431, "Request Header Fields Too Large", "The headers are larger than 65,536 bytes.")
+_INVALID = (400, "Bad Request", "This is no HTTP request.")
 
 
 def protocol_with(header_seconds: float, send_seconds: float) -> type[HttpToolsProtocol]:
@@ -24,6 +27,7 @@ def protocol_with(header_seconds: float, send_seconds: float) -> type[HttpToolsP
         _sending: asyncio.TimerHandle | None = None
         _header_bytes = 0
         _is_in_body = False
+        url = b""  # of the request that comes, as far as it has
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -37,7 +41,7 @@ def protocol_with(header_seconds: float, send_seconds: float) -> type[HttpToolsP
             super().data_received(data)
             is_within_headers = self._timer is not None and not self._is_in_body
             if is_within_headers and self._header_bytes > MAX_HEADER_BYTES:
-                self._refuse(b"431 Request Header Fields Too Large", _LARGE)
+                self._refuse(*_LARGE)
 
         def on_headers_complete(self) -> None:
             self._end()
@@ -57,7 +61,7 @@ def protocol_with(header_seconds: float, send_seconds: float) -> type[HttpToolsP
                 self._timer = self.loop.call_later(header_seconds, self.transport.close)
 
         def send_400_response(self, msg: str) -> None:
-            self._refuse(b"400 Bad Request", _INVALID)
+            self._refuse(*_INVALID)
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -75,9 +79,7 @@ def protocol_with(header_seconds: float, send_seconds: float) -> type[HttpToolsP
 
         def _begin(self) -> None:
             self._header_bytes = 0
-            self._timer = self.loop.call_later(
-                header_seconds, self._refuse, b"408 Request Timeout", _SLOW
-            )
+            self._timer = self.loop.call_later(header_seconds, self._refuse, *_SLOW)
 
         def _end(self) -> None:
             if self._timer is not None:
@@ -89,14 +91,17 @@ def protocol_with(header_seconds: float, send_seconds: float) -> type[HttpToolsP
                 self._sending.cancel()
                 self._sending = None
 
-        def _refuse(self, status: bytes, text: bytes) -> None:
+        def _refuse(self, status: int, reason: str, text: str) -> None:
             self._end()
             if self.transport.is_closing():
                 return
-            body = b'{\n    "error": "' + text + b'"\n}'
-            head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\n" % status
-            head += b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-            self.transport.write(head + body)
+            if openai.is_openais(self.url.decode("latin-1").partition("?")[0]):
+                body = openai.error_body(status, text)
+            else:
+                body = json.dumps({"error": text}, indent=4).encode()
+            head = f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\n"
+            head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            self.transport.write(head.encode() + body)
             self.transport.close()
 
     return Protocol

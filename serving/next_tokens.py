@@ -8,7 +8,7 @@ is out after one call.
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -78,21 +78,14 @@ def check_writes(servable: Runs) -> None:
 
 
 class ModelText:
-    """What a `Writer` does besides writing, by a servable's signatures; `run` goes by `in_thread`,
-    and what may take long by `at_length`, which is the same unless told otherwise.
+    """What a `Writer` does besides writing, by a servable's signatures; `run` goes by `in_thread`.
 
     Raises ServingError, as `check_writes`, for a servable that does not write.
     """
 
-    def __init__(
-        self,
-        servable: Runs,
-        in_thread: InThread = asyncio.to_thread,
-        at_length: InThread | None = None,
-    ) -> None:
+    def __init__(self, servable: Runs, in_thread: InThread = asyncio.to_thread) -> None:
         check_writes(servable)
         self._servable, self._in_thread = servable, in_thread
-        self._at_length = at_length or in_thread
         shape = servable.signatures[signatures.NEXT_TOKENS].inputs[signatures.TOKENS].tensor_shape
         self.context_length: int = shape.dim[1].size
         self.vocabulary_size = _vocabulary_size(servable)
@@ -101,7 +94,10 @@ class ModelText:
             self._spelling = servable.shared.setdefault("spelling", Spelling(self._bytes))
 
     async def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
-        return await self._in_thread(self._tokenize, texts)
+        found: list[Tokens] = []
+        for batch in _batches(texts, ROWS_AT_ONCE):  # whoever leaves is out after one of them
+            found += await self._in_thread(self._tokenize, batch)
+        return found
 
     async def detokenize(self, rows: Sequence[Sequence[int]]) -> list[str]:
         return [text.decode(errors="replace") for text in await self._in_thread(self._texts, rows)]
@@ -111,40 +107,7 @@ class ModelText:
             return await self._in_thread(self._spelling, tokens)
         return await self._in_thread(self._texts, [(token,) for token in tokens])
 
-    async def score(self, prompts: Sequence[Sequence[int]]) -> list[Scored]:
-        self._check_has(signatures.SCORE, "tells no probabilities of a text")
-        return await self._at_length(self._score, prompts)
-
-    async def embed(self, texts: Sequence[str]) -> np.ndarray:
-        self._check_has(signatures.EMBED, "makes no embeddings")
-        inputs = {signatures.TEXT: _column(texts)}
-        outputs = await self._at_length(self._run, signatures.EMBED, inputs, READ_AT_ONCE)
-        return outputs[signatures.EMBEDDING]
-
-    def _check_has(self, signature_name: str, lack: str) -> None:
-        if signature_name not in self._servable.signatures:
-            raise ServingError(
-                Code.INVALID_ARGUMENT,
-                f"Model {self._servable.name!r} {lack}: it has no signature {signature_name}.",
-            )
-
-    def _score(self, prompts: Sequence[Sequence[int]]) -> list[Scored]:
-        """By text, as the signature takes it: tokens that no text has are refused."""
-        column = np.array(self._texts(prompts), object)
-        outputs = self._run(signatures.SCORE, {signatures.TEXT: column}, READ_AT_ONCE)
-        scored = []
-        for row, prompt in enumerate(prompts):
-            size = int(outputs[signatures.NUM_TOKENS][row])
-            tokens = outputs[signatures.TOKENS][row, :size].tolist()
-            if tokens != list(prompt):
-                raise InvalidField("prompt", "tokens that their text is made into", list(prompt))
-            logprobs = _logprobs(outputs, row, size, signatures.NUM_TOP)
-            scored.append(Scored(tuple(tokens), tuple(logprobs)))
-        return scored
-
     def _tokenize(self, texts: Sequence[str]) -> list[Tokens]:
-        if not texts:
-            return []
         outputs = self._run(signatures.TOKENIZE, {signatures.TEXT: _column(texts)})
         rows, sizes = outputs[signatures.TOKENS].tolist(), outputs[signatures.NUM_TOKENS].tolist()
         return [
@@ -169,13 +132,19 @@ class ModelText:
         }
         return self._run(signatures.DETOKENIZE, inputs)[output].tolist()
 
-    def _run(self, signature_name: str, inputs: Arrays, at_once: int = ROWS_AT_ONCE) -> Arrays:
+    def _run(
+        self,
+        signature_name: str,
+        inputs: Arrays,
+        at_once: int = ROWS_AT_ONCE,
+        deadline: float = math.inf,
+    ) -> Arrays:
         """The outputs of all rows, run by so many, or by fewer where the server's batches are
-        smaller: of a remote one nobody tells how small."""
+        smaller: of a remote one nobody tells how small. `deadline` is of `time.monotonic()`."""
         num_rows = len(next(iter(inputs.values())))
         if num_rows <= at_once:
             try:
-                return self._servable.run(signature_name, inputs)
+                return self._servable.run(signature_name, inputs, timeout=_left(deadline))
             except ServingError as error:
                 if num_rows == 1 or TOO_MANY_ROWS not in error.message:
                     raise
@@ -185,6 +154,7 @@ class ModelText:
                 signature_name,
                 {alias: array[start : start + at_once] for alias, array in inputs.items()},
                 at_once,
+                deadline,
             )
             for start in range(0, num_rows, at_once)
         ]
@@ -222,7 +192,60 @@ class ModelText:
 
 
 class NextTokensWriter(ModelText):
-    """A `Writer` that asks `next_tokens` again and again, for 1, 2, 4, then 8 tokens."""
+    """A `Writer` that asks `next_tokens` again and again, for 1, 2, 4, then 8 tokens; and what else
+    its model's signatures tell of texts, `READ_AT_ONCE` of them after the other: whoever leaves is
+    out after one call, and by its `deadline`, a time of `time.monotonic()`."""
+
+    @property
+    def embedding_size(self) -> int | None:
+        """Numbers of an embedding; None where the model makes none, or does not tell."""
+        signature = self._servable.signatures.get(signatures.EMBED)
+        if signature is None:
+            return None
+        size = signature.outputs[signatures.EMBEDDING].tensor_shape.dim[1].size
+        return size if size > 0 else None
+
+    async def embed(self, texts: Sequence[str], deadline: float = math.inf) -> np.ndarray:
+        """float32 (B, D): rows of length 1."""
+        self._check_has(signatures.EMBED, "makes no embeddings")
+        parts = []
+        for batch in _batches(texts, READ_AT_ONCE):
+            inputs = {signatures.TEXT: _column(batch)}
+            parts.append(
+                await self._in_thread(self._run, signatures.EMBED, inputs, READ_AT_ONCE, deadline)
+            )
+        return np.concatenate([part[signatures.EMBEDDING] for part in parts])
+
+    async def score(
+        self, prompts: Sequence[Sequence[int]], deadline: float = math.inf
+    ) -> list[Scored]:
+        """Of prompts that are shorter than the context, and tokens as their text is made into."""
+        self._check_has(signatures.SCORE, "tells no probabilities of a text")
+        scored: list[Scored] = []
+        for batch in _batches(prompts, READ_AT_ONCE):
+            scored += await self._in_thread(self._score, batch, deadline)
+        return scored
+
+    def _check_has(self, signature_name: str, lack: str) -> None:
+        if signature_name not in self._servable.signatures:
+            raise ServingError(
+                Code.INVALID_ARGUMENT,
+                f"Model {self._servable.name!r} {lack}: it has no signature {signature_name}.",
+            )
+
+    def _score(self, prompts: Sequence[Sequence[int]], deadline: float) -> list[Scored]:
+        """By text, as the signature takes it: tokens that no text has are refused."""
+        column = np.array(self._texts(prompts), object)
+        outputs = self._run(signatures.SCORE, {signatures.TEXT: column}, READ_AT_ONCE, deadline)
+        scored = []
+        for row, prompt in enumerate(prompts):
+            size = int(outputs[signatures.NUM_TOKENS][row])
+            tokens = outputs[signatures.TOKENS][row, :size].tolist()
+            if tokens != list(prompt):
+                raise InvalidField("prompt", "tokens that their text is made into", list(prompt))
+            logprobs = _logprobs(outputs, row, size, signatures.NUM_TOP)
+            scored.append(Scored(tuple(tokens), tuple(logprobs)))
+        return scored
 
     async def write(self, request: Request) -> AsyncGenerator[Piece, None]:
         prompt = await self._in_thread(self._prompt, request)
@@ -261,8 +284,7 @@ class NextTokensWriter(ModelText):
         }
         inputs[signatures.TOKENS] = self._padded([(*prompt, *written)])
         deadline = math.inf if request.deadline is None else request.deadline
-        timeout = None if deadline == math.inf else deadline - time.monotonic()
-        outputs = self._servable.run(signatures.NEXT_TOKENS, inputs, timeout=timeout)
+        outputs = self._servable.run(signatures.NEXT_TOKENS, inputs, timeout=_left(deadline))
         num_new = int(outputs[signatures.NUM_TOKENS][0])
         tokens = outputs[signatures.TOKENS][0, :num_new].tolist()
         reason = bytes(outputs[signatures.FINISH_REASON][0]).decode() or None
@@ -280,6 +302,15 @@ def _vocabulary_size(servable: Runs) -> int | None:
     if decode is not None:
         return decode.outputs[signatures.LOGITS].tensor_shape.dim[1].size
     return servable.shared.get(signatures.VOCABULARY_SIZE)
+
+
+def _left(deadline: float) -> float | None:
+    """Seconds; None: as many as it takes."""
+    return None if deadline == math.inf else deadline - time.monotonic()
+
+
+def _batches(rows: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def _column(texts: Sequence[str]) -> np.ndarray:

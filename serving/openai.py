@@ -8,6 +8,7 @@ import asyncio
 import base64
 import codecs
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -17,6 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import orjson
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
@@ -27,17 +29,27 @@ from serving.config import ServerConfig
 from serving.errors import INTERNAL_TEXT, Code, ServingError, as_serving_error
 from serving.next_tokens import NextTokensWriter
 from serving.openai_requests import Asked, Embed, Prompt
-from serving.service import Service
-from serving.writing import InvalidField, Piece, TokenLogprob, Writer, check_tokens
+from serving.service import Service, is_small
+from serving.writing import InvalidField, Piece, Request, TokenLogprob, Writer, check_tokens, cut
 
 log = logging.getLogger(__name__)
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 EMBEDDINGS, MODELS = "/v1/embeddings", "/v1/models"
 PATHS = (COMPLETIONS, CHAT, EMBEDDINGS)
+# What OpenAI's URLs begin with, those that we have and others that its clients ask for.
+_FIRST = frozenset(
+    {
+        *("completions", "chat", "embeddings", "responses", "conversations", "audio", "images"),
+        *("videos", "moderations", "files", "uploads", "batches", "fine_tuning", "evals"),
+        *("assistants", "threads", "vector_stores", "containers", "realtime"),
+    }
+)
 CLIENT_HEADER = "x-stainless-lang"  # what OpenAI's own clients say on every request
 OWNER = "stepwise"
-SMALL_BODY = 16 * 1024  # bytes that the event loop reads itself
+# Bytes that the event loop reads and checks itself, in less than a millisecond: a thread costs a
+# tenth of that, and where others write it is the last to get its turn.
+SMALL_BODY = 16 * 1024
 
 _STARTED = int(time.time())  # when models are said to be made: TensorFlow's answers do not tell
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -66,8 +78,11 @@ class TooLong(InvalidField):
         self.field = field
 
 
-def handles(method: str, path: str) -> bool:
-    return method == "POST" and path in PATHS
+def is_openais(path: str) -> bool:
+    """Whether a URL is one of OpenAI's API and none of TensorFlow Serving's: whatever goes wrong
+    under it has OpenAI's form."""
+    start, _, rest = path.partition("/v1/")
+    return not start and rest.partition("/")[0] in _FIRST
 
 
 def error_body(
@@ -91,35 +106,40 @@ def error_of(error: Exception) -> tuple[int, bytes]:
         param, code = "model", "model_not_found"
     elif isinstance(known, TooLong):
         code = "context_length_exceeded"
-    elif known.code is Code.UNAUTHENTICATED:
-        code = "invalid_api_key"
+    elif known.code is Code.RESOURCE_EXHAUSTED:
+        code = "rate_limit_exceeded"
     status = known.code.http_status
     return status, error_body(status, known.message, param=param, code=code)
 
 
 async def answer(service: Service, config: ServerConfig, request: HttpRequest) -> Response:
-    """The answer to a POST of one of `PATHS`; an error is one, too, in OpenAI's form."""
+    """The answer to a request of a URL that `is_openais`; errors are answers, too."""
     path, name = request.url.path, ""
+    if path not in PATHS:
+        text = f"There is no {cut(path)} here, only POST {', '.join(PATHS)} and GET {MODELS}."
+        return _error(404, error_body(404, text))
+    if request.method != "POST":
+        text = f"{path} takes POST, with a JSON object as its body, and no {request.method}."
+        return _error(405, error_body(405, text), allow="POST")
     try:
-        body = await _body(request, config)
-        if path == EMBEDDINGS:
-            asked = openai_requests.embeddings(body, config)
-            name = request.state.model_name = asked.model
+        asked = await _asked(request, config)
+        name = request.state.model_name = asked.model
+        if isinstance(asked, Embed):
             response = await _embed(service, config, request, asked)
         else:
-            read = openai_requests.chat if path == CHAT else openai_requests.completion
-            wanted = replace(read(body, config), caller=getattr(request.state, "caller", ""))
-            name = request.state.model_name = wanted.model
-            response = await _write(service, config, request, wanted)
+            response = await _write(service, config, request, asked)
     except ClientDisconnect:
         raise
     except Exception as error:
         known = as_serving_error(error)
         if hasattr(request.state, "model_version"):  # a name that is known, not any that is sent
             metrics.count_request(name, known.code.name if known else Code.INTERNAL.name)
-        status, content = error_of(error)
-        return Response(content, status, media_type="application/json")
+        return _error(*error_of(error))
     return response
+
+
+def _error(status: int, content: bytes, **headers: str) -> Response:
+    return Response(content, status, headers, media_type="application/json")
 
 
 def model_object(name: str) -> dict[str, Any]:
@@ -127,21 +147,60 @@ def model_object(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": _STARTED, "owned_by": OWNER}
 
 
-async def _body(request: HttpRequest, config: ServerConfig) -> Any:
+_READERS: Mapping[str, Callable[[Any, ServerConfig], Asked | Embed]] = {
+    COMPLETIONS: openai_requests.completion,
+    CHAT: openai_requests.chat,
+    EMBEDDINGS: openai_requests.embeddings,
+}
+
+
+async def _asked(request: HttpRequest, config: ServerConfig) -> Asked | Embed:
+    """What the body asks for, read and checked beside the event loop if it is large."""
     if "gzip" in request.headers.get("content-encoding", ""):
         raise ServingError(Code.INVALID_ARGUMENT, "Send the body as it is, without gzip.")
     body = await request.body()
+    read = functools.partial(_read_body, body, _READERS[request.url.path], config)
+    asked = read() if len(body) <= SMALL_BODY else await asyncio.to_thread(read)
+    if isinstance(asked, Asked):
+        return replace(asked, caller=getattr(request.state, "caller", ""))
+    return asked
+
+
+def _read_body(
+    body: bytes, read: Callable[[Any, ServerConfig], Asked | Embed], config: ServerConfig
+) -> Asked | Embed:
     if len(body) > SMALL_BODY:
-        return await asyncio.to_thread(json_text.parse, body, config.max_json_depth)
-    return json_text.parse(body, config.max_json_depth)
+        json_text.check_counts(body, config.max_rows, config.max_characters)
+    return read(json_text.parse(body, config.max_json_depth), config)
 
 
 # ---------------------------------------------------------------- the model
 
 
+@dataclass(frozen=True)
+class _Model:
+    """A loaded version by what is asked of it: the writer, and what its signatures tell of texts,
+    which is the writer, too, where there is no engine."""
+
+    writer: Writer
+    signatures: NextTokensWriter
+    service: Service
+
+    def write(self, request: Request) -> AsyncGenerator[Piece, None]:
+        """The pieces of one text. The engine bounds how many wait, else all threads together do."""
+        pieces = self.writer.write(request)
+        return self._counted(pieces) if self.writer is self.signatures else pieces
+
+    async def _counted(self, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
+        async with contextlib.aclosing(pieces):
+            with self.service.text():
+                async for piece in pieces:
+                    yield piece
+
+
 @contextlib.asynccontextmanager
-async def _writer(service: Service, request: HttpRequest, name: str) -> AsyncIterator[Writer]:
-    """The model's writer, which stays loaded in the block; the task counts as running."""
+async def _model(service: Service, request: HttpRequest, name: str) -> AsyncIterator[_Model]:
+    """The model's newest version, loaded in the block; the task counts as running."""
     async with service.stream(), contextlib.AsyncExitStack() as stack:
         acquired = service.repository.acquire(name)
         try:
@@ -151,13 +210,13 @@ async def _writer(service: Service, request: HttpRequest, name: str) -> AsyncIte
                 raise NoSuchModel(name, error.message) from error
             raise
         stack.push(acquired.__exit__)
-        writer = servable.writer or NextTokensWriter(servable, service.in_thread)
+        signatures = NextTokensWriter(servable, service.in_thread)
         request.state.model_version = servable.version
-        yield writer
+        yield _Model(servable.writer or signatures, signatures, service)
 
 
-async def _read(writer: Writer, asked: Asked) -> list[tuple[int, ...]]:
-    """The prompts as tokens. Raises TooLong for one that leaves no room for an answer."""
+async def _read(writer: Writer, asked: Asked, usage: "_Usage") -> list[tuple[int, ...]]:
+    """The prompts as tokens, counted. Raises TooLong for one that leaves no room for an answer."""
     texts = [prompt for prompt in asked.prompts if isinstance(prompt, str)]
     found = iter(await writer.tokenize(texts))
     prompts = []
@@ -168,7 +227,6 @@ async def _read(writer: Writer, asked: Asked) -> list[tuple[int, ...]]:
             read = next(found)
             tokens, size = read.tokens, read.num_tokens
         else:
-            check_tokens(field, prompt, writer.vocabulary_size)
             tokens, size = prompt, len(prompt)
         if asked.truncate is not None:
             kept = most
@@ -178,10 +236,14 @@ async def _read(writer: Writer, asked: Asked) -> list[tuple[int, ...]]:
                 kept = writer.context_length - 1
                 kept -= min(asked.max_tokens, writer.context_length // 2)
             tokens = tokens[max(len(tokens) - kept, 0) :]
+            usage.num_truncated += max(size - kept, 0)
             size = min(size, kept)
         if size > most:
             raise TooLong(field, size, writer.context_length)
+        if not isinstance(prompt, str):
+            check_tokens(field, tokens, writer.vocabulary_size)  # of few now
         prompts.append(tuple(tokens))
+        usage.num_prompt += size
     return prompts
 
 
@@ -213,7 +275,8 @@ class _Part:
 
 @dataclass
 class _Usage:
-    num_prompt: int = 0
+    num_prompt: int = 0  # tokens that are read
+    num_truncated: int = 0  # that stood before them and are not
     num_cached: int = 0
     num_completion: int = 0
 
@@ -222,12 +285,15 @@ class _Usage:
             "prompt_tokens": self.num_prompt,
             "completion_tokens": self.num_completion,
             "total_tokens": self.num_prompt + self.num_completion,
-            "prompt_tokens_details": {"cached_tokens": self.num_cached},
+            "prompt_tokens_details": {
+                "cached_tokens": self.num_cached,
+                "truncated_tokens": self.num_truncated,
+            },
         }
 
 
 async def _parts(
-    writer: Writer,
+    model: _Model,
     asked: Asked,
     prompts: list[tuple[int, ...]],
     usage: _Usage,
@@ -239,17 +305,16 @@ async def _parts(
         for prompt in range(len(prompts))
         for number in range(asked.best_of)
     ]
-    usage.num_prompt = sum(map(len, prompts))
     if asked.echo:
-        echoes = await _echoes(writer, asked, prompts)
+        echoes = await _echoes(model, asked, prompts, deadline)
         for choice in choices:
             yield _Part(choice, *echoes[choice.prompt])
     streams = []
     for choice in choices:
         prompt = prompts[choice.prompt]
-        most = writer.context_length - 1 - len(prompt)
+        most = model.writer.context_length - 1 - len(prompt)
         number = choice.index - choice.prompt * asked.best_of
-        streams.append(writer.write(asked.request(prompt, number, most, deadline)))
+        streams.append(model.write(asked.request(prompt, number, most, deadline)))
     has_begun = [False] * len(prompts)
     clock = _Clock(asked.model, len(choices))
     try:
@@ -269,16 +334,17 @@ async def _parts(
 
 
 async def _echoes(
-    writer: Writer, asked: Asked, prompts: list[tuple[int, ...]]
+    model: _Model, asked: Asked, prompts: list[tuple[int, ...]], deadline: float
 ) -> list[tuple[str, tuple[int, ...], list[TokenLogprob]]]:
     """Text, tokens and, if asked for, their probabilities, the first one's after BEGIN."""
     texts: list[str] = [prompt for prompt in asked.prompts if isinstance(prompt, str)]
     if len(texts) < len(prompts) or asked.truncate is not None:
-        texts = await writer.detokenize(prompts)
+        texts = await model.writer.detokenize(prompts)
     top = asked.logprobs
     if top is None:
         return [(text, (), []) for text in texts]
-    scores = await writer.score(prompts)
+    with model.service.text():
+        scores = await model.signatures.score(prompts, deadline)
     return [
         (text, prompt, [TokenLogprob(one.logprob, one.top[:top]) for one in score.logprobs])
         for text, prompt, score in zip(texts, prompts, scores, strict=True)
@@ -354,11 +420,11 @@ async def _write(
         return EventStream(first, events)
     deadline = time.monotonic() + (config.request_timeout_seconds or math.inf)
     usage = _Usage()
-    async with _writer(service, request, asked.model) as writer:
-        prompts = await _read(writer, asked)
-        parts = [part async for part in _parts(writer, asked, prompts, usage, deadline)]
-        form = _Form(asked, writer)
-        content = await form.whole(parts, usage, len(prompts))
+    async with _model(service, request, asked.model) as model:
+        prompts = await _read(model.writer, asked, usage)
+        parts = [part async for part in _parts(model, asked, prompts, usage, deadline)]
+        form = _Form(asked, model.writer, usage)
+        content = await form.whole(parts, len(prompts))
     metrics.count_request(asked.model, Code.OK.name)
     return Response(orjson.dumps(content), media_type="application/json")
 
@@ -371,18 +437,16 @@ async def _events(
     has_begun = False
     usage = _Usage()
     try:
-        async with _writer(service, request, asked.model) as writer:
-            prompts = await _read(writer, asked)
-            form = _Form(asked, writer)
-            async with contextlib.aclosing(
-                _parts(writer, asked, prompts, usage, deadline)
-            ) as parts:
+        async with _model(service, request, asked.model) as model:
+            prompts = await _read(model.writer, asked, usage)
+            form = _Form(asked, model.writer, usage)
+            async with contextlib.aclosing(_parts(model, asked, prompts, usage, deadline)) as parts:
                 async for part in parts:
                     for chunk in await form.chunks(part):
                         yield _event(chunk)
                         has_begun = True
             if asked.include_usage:
-                yield _event(form.usage_chunk(usage))
+                yield _event(form.usage_chunk())
             yield b"data: [DONE]\n\n"
     except Exception as error:
         if not has_begun:
@@ -429,14 +493,14 @@ class EventStream(Response):
 class _Form:
     """The JSON of one answer, of a completion's or a chat's."""
 
-    def __init__(self, asked: Asked, writer: Writer) -> None:
-        self._asked, self._writer = asked, writer
+    def __init__(self, asked: Asked, writer: Writer, usage: _Usage) -> None:
+        self._asked, self._writer, self._usage = asked, writer, usage
         self._id = f"{'chatcmpl' if asked.is_chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._introduced: set[int] = set()
         self._blanks: set[int] = set()  # choices of a chat that have begun with text
 
-    async def whole(self, parts: Sequence[_Part], usage: _Usage, num_prompts: int) -> Any:
+    async def whole(self, parts: Sequence[_Part], num_prompts: int) -> Any:
         by_choice: dict[int, list[_Part]] = {}
         for part in parts:
             by_choice.setdefault(part.choice.index, []).append(part)
@@ -454,7 +518,7 @@ class _Form:
             entry["finish_reason"] = own[-1].finish_reason
             choices.append(entry)
         kind = "chat.completion" if self._asked.is_chat else "text_completion"
-        return self._head(kind, choices) | {"usage": usage.to_json()}
+        return self._head(kind, choices) | {"usage": self._usage.to_json()}
 
     async def chunks(self, part: _Part) -> list[dict[str, Any]]:
         """The events that a part makes: none while there is nothing to tell."""
@@ -478,13 +542,17 @@ class _Form:
             found.append(entry)
         return [self._chunk([entry]) for entry in found]
 
-    def usage_chunk(self, usage: _Usage) -> dict[str, Any]:
-        return self._chunk([]) | {"usage": usage.to_json()}
+    def usage_chunk(self) -> dict[str, Any]:
+        return self._chunk([]) | {"usage": self._usage.to_json()}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         kind = "chat.completion.chunk" if self._asked.is_chat else "text_completion"
-        usage = {"usage": None} if self._asked.include_usage else {}
-        return self._head(kind, choices) | usage
+        chunk = self._head(kind, choices)
+        if self._asked.tells_usage:
+            chunk["usage"] = self._usage.to_json()
+        elif self._asked.include_usage:
+            chunk["usage"] = None
+        return chunk
 
     def _head(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -544,14 +612,23 @@ def _completion_logprobs(
         offsets.append(choice.offset)
         choice.offset += len(choice.decoder.decode(spelled[token]))
         # The written token is among them, likely or not.
-        likely = {shown(spelled[other]): logprob for other, logprob in entry.top}
-        top.append({shown(spelled[token]): entry.logprob} | likely)
+        top.append(_by_name({token: entry.logprob} | dict(entry.top), spelled))
     return {
         "tokens": [shown(spelled[token]) for _, token, _ in entries],
         "token_logprobs": [entry.logprob for *_, entry in entries],
         "top_logprobs": top,
         "text_offset": offsets,
     }
+
+
+def _by_name(logprobs: Mapping[int, float], spelled: Mapping[int, bytes]) -> dict[str, float]:
+    """By what tokens are shown as; of those shown alike, all but the first as vLLM writes a number
+    of a token, so that none is lost."""
+    named: dict[str, float] = {}
+    for token, logprob in logprobs.items():
+        name = shown(spelled[token])
+        named[f"token_id:{token}" if name in named else name] = logprob
+    return named
 
 
 def _chat_logprob(token: int, entry: TokenLogprob, spelled: Mapping[int, bytes]) -> dict[str, Any]:
@@ -577,39 +654,41 @@ def shown(data: bytes) -> str:
 async def _embed(
     service: Service, config: ServerConfig, request: HttpRequest, asked: Embed
 ) -> Response:
-    async with _writer(service, request, asked.model) as writer:
-        texts, usage = await _texts(writer, asked.inputs)
-        vectors = await writer.embed(texts)
-    if asked.dimensions not in (None, vectors.shape[1]):
-        raise InvalidField("dimensions", f"left out or {vectors.shape[1]}", asked.dimensions)
-    vectors = vectors.astype("<f4")
-    data = [
-        {
-            "object": "embedding",
-            "index": i,
-            "embedding": base64.b64encode(vector.tobytes()).decode()
-            if asked.is_base64
-            else vector.tolist(),
-        }
-        for i, vector in enumerate(vectors)
-    ]
+    deadline = time.monotonic() + (config.request_timeout_seconds or math.inf)
+    async with _model(service, request, asked.model) as model:
+        size = model.signatures.embedding_size
+        if asked.dimensions not in (None, size):
+            raise InvalidField("dimensions", f"left out or {size}", asked.dimensions)
+        with service.text():
+            texts, usage = await _texts(model.signatures, asked.inputs)
+            vectors = await model.signatures.embed(texts, deadline)
+        write = functools.partial(_embedding_list, asked, vectors, usage)
+        content = write() if is_small([vectors]) else await service.in_thread(write)
     metrics.count_request(asked.model, Code.OK.name)
-    content = {
-        "object": "list",
-        "data": data,
-        "model": asked.model,
-        "usage": {"prompt_tokens": usage, "total_tokens": usage},
-    }
-    return Response(orjson.dumps(content), media_type="application/json")
+    return Response(content, media_type="application/json")
+
+
+def _embedding_list(asked: Embed, vectors: np.ndarray, num_tokens: int) -> bytes:
+    rows = []
+    for i, vector in enumerate(vectors.astype("<f4")):
+        if asked.is_base64:
+            found: Any = base64.b64encode(vector.tobytes()).decode()
+        else:
+            found = vector.tolist()
+        # Row by row: nobody else gets on while orjson writes.
+        rows.append(orjson.dumps({"object": "embedding", "index": i, "embedding": found}))
+    usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    rest = orjson.dumps({"model": asked.model, "usage": usage})
+    return b'{"object":"list","data":[' + b",".join(rows) + b"]," + rest[1:]
 
 
 async def _texts(writer: Writer, inputs: Sequence[Prompt]) -> tuple[list[str], int]:
     """The inputs as texts, and how many tokens all of them have."""
     rows = [one for one in inputs if not isinstance(one, str)]
     for row in rows:
-        check_tokens("input", row, writer.vocabulary_size)
         if len(row) > writer.context_length - 1:
             raise TooLong("input", len(row), writer.context_length)
+        check_tokens("input", row, writer.vocabulary_size)
     made = iter(await writer.detokenize(rows) if rows else [])
     texts = [one if isinstance(one, str) else next(made) for one in inputs]
     found = await writer.tokenize(texts)

@@ -12,11 +12,12 @@ from typing import Any
 
 from serving.config import ServerConfig
 from serving.errors import Code, ServingError
-from serving.writing import MAX_LOGPROBS, MAX_STOP_CHARACTERS, InvalidField, Request
+from serving.writing import MAX_LOGPROBS, InvalidField, Request, cut, stop_strings
 
-MAX_STOP_STRINGS = 4
 DEFAULT_TOKENS = 16  # of a completion, as at OpenAI; a chat's answer may fill the context
 
+# The last one is vLLM's; obfuscation there is none to leave out.
+STREAM_OPTIONS = ("include_usage", "include_obfuscation", "continuous_usage_stats")
 # Known fields that change nothing here.
 WITHOUT_EFFECT = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
@@ -92,7 +93,8 @@ class Asked:
     is_chat: bool
     echo: bool
     stream: bool
-    include_usage: bool
+    include_usage: bool  # in an event of its own at the end of a stream
+    tells_usage: bool  # so far, in every event besides
     truncate: int | None  # how many last tokens of a prompt to read; -1: as many as have room
     caller: str = ""  # whose key or address it came with
 
@@ -211,8 +213,11 @@ def _asked(fields: "_Fields", config: ServerConfig, *, stream: bool, **parts: An
     options = fields.take("stream_options", {})
     if options and not stream:
         raise InvalidField("stream_options", "left out unless stream is true", options)
-    if not isinstance(options, dict) or options.keys() - {"include_usage", "include_obfuscation"}:
-        raise InvalidField("stream_options", 'an object with "include_usage"', options)
+    if not isinstance(options, dict) or options.keys() - set(STREAM_OPTIONS):
+        raise InvalidField("stream_options", f"an object of {', '.join(STREAM_OPTIONS)}", options)
+    wanted = {
+        name: _is_true(f"stream_options.{name}", options.get(name)) for name in STREAM_OPTIONS
+    }
     truncate = fields.whole("truncate_prompt_tokens", None, least=-1)
     if truncate == 0:
         raise InvalidField("truncate_prompt_tokens", "-1 or at least 1", 0)
@@ -221,7 +226,8 @@ def _asked(fields: "_Fields", config: ServerConfig, *, stream: bool, **parts: An
         model=fields.model(),
         seed=seed,
         stream=stream,
-        include_usage=_is_true("stream_options.include_usage", options.get("include_usage")),
+        include_usage=wanted["include_usage"],
+        tells_usage=wanted["continuous_usage_stats"],
         truncate=truncate,
         **parts,
     )
@@ -253,7 +259,7 @@ class _Fields:
         name = self.take("model")
         if not isinstance(name, str) or not 0 < len(name) <= MOST_OF_A_NAME:
             text = "the name of a model; GET /v1/models lists them"
-            raise InvalidField("model", text, _short(name))
+            raise InvalidField("model", text, name)
         return name
 
     def flag(self, name: str) -> bool:
@@ -278,15 +284,6 @@ class _Fields:
 
     def settings(self) -> dict[str, Any]:
         """What a Request has by the same name, left to it to check."""
-        stop = self.take("stop", [])
-        stop = [stop] if isinstance(stop, str) else stop
-        if not isinstance(stop, list) or len(stop) > MAX_STOP_STRINGS:
-            wanted = f"a string or at most {MAX_STOP_STRINGS} of them"
-            raise InvalidField("stop", wanted, stop)
-        for one in stop:
-            if not isinstance(one, str) or not 0 < len(one) <= MAX_STOP_CHARACTERS:
-                wanted = f"strings of 1 to {MAX_STOP_CHARACTERS} characters"
-                raise InvalidField("stop", wanted, one)
         names = (
             "temperature",
             "top_p",
@@ -299,7 +296,7 @@ class _Fields:
         settings = {name: self.take(name) for name in names if name in self._fields}
         if settings.get("top_k") == -1:  # how vLLM's clients switch it off
             settings["top_k"] = 0
-        return {"stop": tuple(stop), **settings}
+        return {"stop": stop_strings(self.take("stop", [])), **settings}
 
     def prompts(self, name: str, config: ServerConfig) -> tuple[Prompt, ...]:
         """A text, a list of texts, a list of tokens, or a list of such lists."""
@@ -311,7 +308,7 @@ class _Fields:
             value = [value]
         if not isinstance(value, list) or not value:
             wanted = "a string, a list of strings, a list of tokens, or a list of lists of tokens"
-            raise InvalidField(name, wanted, _short(value))
+            raise InvalidField(name, wanted, value)
         prompts: list[Prompt] = []
         for one in value:
             if isinstance(one, str):
@@ -323,7 +320,7 @@ class _Fields:
             elif _is_tokens(one):
                 prompts.append(tuple(one))
             else:
-                raise InvalidField(name, "of strings or of lists of tokens", _short(one))
+                raise InvalidField(name, "of strings or of lists of tokens", one)
         return tuple(prompts)
 
 
@@ -332,25 +329,25 @@ class Unsupported(InvalidField):
 
     def __init__(self, field: str, reason: str) -> None:
         ServingError.__init__(
-            self, Code.INVALID_ARGUMENT, f"{field} is not supported: {reason}. Leave it out."
+            self, Code.INVALID_ARGUMENT, f"{cut(field)} is not supported: {reason}. Leave it out."
         )
-        self.field = field
+        self.field = cut(field)
 
 
 def _template(messages: Any) -> str:
     """One text of all messages, ready for the assistant to go on."""
     if not isinstance(messages, list) or not messages:
-        raise InvalidField("messages", "a list of at least one message", _short(messages))
+        raise InvalidField("messages", "a list of at least one message", messages)
     lines = []
     for i, message in enumerate(messages):
         field = f"messages[{i}]"
         if not isinstance(message, dict):
-            raise InvalidField(field, "an object with role and content", _short(message))
+            raise InvalidField(field, "an object with role and content", message)
         role = message.get("role")
         if role in ("tool", "function") or message.get("tool_calls"):
             raise Unsupported(field, LACKING["tools"])
         if not isinstance(role, str) or role not in ROLES:
-            raise InvalidField(f"{field}.role", f"one of {', '.join(ROLES)}", _short(role))
+            raise InvalidField(f"{field}.role", f"one of {', '.join(ROLES)}", role)
         lines.append(ROLES[role] + _content(f"{field}.content", message.get("content")))
     return "\n".join([*lines, NEXT_TURN])
 
@@ -359,14 +356,14 @@ def _content(field: str, content: Any) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise InvalidField(field, "a string or a list of parts of text", _short(content))
+        raise InvalidField(field, "a string or a list of parts of text", content)
     texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text":
             raise Unsupported(field, "a message has parts of type text only, no images or sound")
         if not isinstance(part.get("text"), str):
-            raise InvalidField(field, "parts with a text", _short(part))
+            raise InvalidField(field, "parts with a text", part)
         texts.append(part["text"])
     return "".join(texts)
 
@@ -394,11 +391,3 @@ def _check_length(name: str, text: str, config: ServerConfig) -> None:
     if len(text) > config.max_characters:
         wanted = f"of at most {config.max_characters} characters (--max-characters)"
         raise InvalidField(name, wanted, len(text))
-
-
-def _short(value: Any) -> Any:
-    """A value for a message, cut: a caller's text does not come back whole."""
-    if isinstance(value, list | dict | str) and len(value) > 80:  # its `repr` may take a second
-        return f"a {type(value).__name__} of {len(value)}"
-    text = repr(value)
-    return value if len(text) <= 80 else f"{text[:77]}..."

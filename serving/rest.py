@@ -126,7 +126,7 @@ async def _api(service: Service, config: ServerConfig, request: Request) -> Resp
     if not path.lower().startswith("/v1/"):
         return Response("<h1>Not Found</h1>", 404, media_type="text/html")
     try:
-        if openai.handles(request.method, path):
+        if request.method != "OPTIONS" and openai.is_openais(path):
             response = await openai.answer(service, config, request)
         else:
             response = await _answer(service, config, request, path)

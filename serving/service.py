@@ -77,6 +77,7 @@ class Service:
         self._running: set[asyncio.Future[Any]] = set()
         self._streams: set[asyncio.Future[Any]] = set()  # tasks inside of `stream`
         self._left: set[concurrent.futures.Future[Any]] = set()  # nobody waits for them any more
+        self._num_texts = 0  # inside of `text`
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._is_cut_off = False
@@ -97,7 +98,7 @@ class Service:
 
     @property
     def _num_taken(self) -> int:
-        return len(self._running) + len(self._left)
+        return len(self._running) + len(self._left) + self._num_texts
 
     @property
     def is_full(self) -> bool:
@@ -175,19 +176,35 @@ class Service:
             self._streams.discard(task)
             self._set_idle()
 
+    @contextlib.contextmanager
+    def text(self) -> Iterator[None]:
+        """Counts work inside of `stream` that is done by one call of `in_thread` after another: it
+        takes a thread from other requests, or waits for one, as they do.
+
+        Raises RESOURCE_EXHAUSTED when too many requests wait.
+        """
+        self._refuse_when_full()
+        self._num_texts += 1
+        try:
+            yield
+        finally:
+            self._num_texts -= 1
+
     async def in_thread(
         self, work: Callable[P, Result], *args: P.args, **kwargs: P.kwargs
     ) -> Result:
         """`work(...)` in a thread, for a task inside of `stream`.
 
-        A task that is cancelled is so once the thread is through, which cannot be stopped: what
-        the thread works on is held until then.
+        A task that is cancelled before its work has begun is so at once, else when the thread is
+        through, which cannot be stopped: what the thread works on is held until then.
         """
-        future = asyncio.wrap_future(self._threads.submit(work, *args, **kwargs))
+        in_thread = self._threads.submit(work, *args, **kwargs)
+        future = asyncio.wrap_future(in_thread)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            await asyncio.gather(future, return_exceptions=True)
+            if not in_thread.cancel():
+                await asyncio.gather(future, return_exceptions=True)
             raise
 
     def _said_of(self, error: asyncio.CancelledError) -> BaseException:
@@ -225,6 +242,9 @@ class Service:
 
     def _refuse_what_is_too_much(self) -> None:
         self._refuse_while_draining()
+        self._refuse_when_full()
+
+    def _refuse_when_full(self) -> None:
         if self.is_full:
             raise self._busy()
 

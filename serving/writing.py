@@ -6,6 +6,7 @@ them. Plain Python, no TensorFlow.
 
 import codecs
 import math
+import reprlib
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,24 +17,46 @@ from model.signatures import FINISH_LENGTH, FINISH_STOP
 from serving.errors import Code, ServingError
 
 MAX_LOGPROBS = 5  # alternatives that a network's `score` tells of
-MAX_STOP_STRINGS = 8
+MAX_STOP_STRINGS = 4  # that a caller may ask for, as at OpenAI
 MAX_STOP_CHARACTERS = 256  # of one stop string
+MAX_SHOWN = 80  # characters of a caller's value in a message
 
 Detokenize = Callable[[np.ndarray, np.ndarray], Sequence[bytes]]
 """Tokens int32 (B, T), num_tokens int32 (B,) -> the bytes of each row, UTF-8 or not."""
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = MAX_SHOWN
+
+
+def short(value: object) -> str:
+    """A value for a message, cut: what callers send does not come back whole.
+
+    >>> short(["a", 2]), short("a" * 100), short([0] * 1000)
+    ("['a', 2]", 'a str of 100', 'a list of 1000')
+    """
+    if isinstance(value, list | dict | str) and len(value) > MAX_SHOWN:
+        return f"a {type(value).__name__} of {len(value)}"
+    return cut(_REPR.repr(value))  # not `repr`, which would write out all that is inside
+
+
+def cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
 class InvalidField(ServingError):
     """A field of a request that is out of range; `field` is its name."""
 
     def __init__(self, field: str, wanted: str, received: object) -> None:
-        super().__init__(Code.INVALID_ARGUMENT, f"{field} must be {wanted}. Received: {received!r}")
+        text = f"{field} must be {wanted}. Received: {short(received)}"
+        super().__init__(Code.INVALID_ARGUMENT, text)
         self.field = field
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One text to be continued. Raises InvalidField for what is out of range.
+    """One text to be continued. Raises InvalidField for what is out of range, but of `stop`, which
+    `stop_strings` checks where it comes in.
 
     Of a `prompt` that is too long for the context the last tokens are read (`last_tokens`). A
     prompt of tokens has no BEGIN. `deadline` is a time of `time.monotonic()`.
@@ -70,12 +93,17 @@ class Request:
         _whole("seed", self.seed, -(2**31), 2**31 - 1)
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        if len(self.stop) > MAX_STOP_STRINGS:
-            raise InvalidField("stop", f"at most {MAX_STOP_STRINGS} strings", len(self.stop))
-        for stop in self.stop:
-            if not isinstance(stop, str) or not 0 < len(stop) <= MAX_STOP_CHARACTERS:
-                wanted = f"strings of 1 to {MAX_STOP_CHARACTERS} characters"
-                raise InvalidField("stop", wanted, stop)
+
+
+def stop_strings(stop: object) -> tuple[str, ...]:
+    """One or several stop strings as a caller gives them. Raises InvalidField."""
+    strings = [stop] if isinstance(stop, str) else stop
+    if not isinstance(strings, list) or len(strings) > MAX_STOP_STRINGS:
+        raise InvalidField("stop", f"a string or at most {MAX_STOP_STRINGS} of them", stop)
+    for one in strings:
+        if not isinstance(one, str) or not 0 < len(one) <= MAX_STOP_CHARACTERS:
+            raise InvalidField("stop", f"strings of 1 to {MAX_STOP_CHARACTERS} characters", one)
+    return tuple(strings)
 
 
 @dataclass(frozen=True)
@@ -138,14 +166,6 @@ class Writer(Protocol):
 
     async def spell(self, tokens: Sequence[int]) -> list[bytes]:
         """The bytes of each token by itself, to be shown."""
-        ...
-
-    async def score(self, prompts: Sequence[Sequence[int]]) -> list[Scored]:
-        """Of prompts that are shorter than the context."""
-        ...
-
-    async def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 (B, D): rows of length 1."""
         ...
 
 

@@ -153,6 +153,49 @@ def test_what_cannot_be_worked_on_is_told_to_come_again(attribute):
     assert ask(service=service, path="/healthz")[0] == 200
 
 
+def refusals(monkeypatch):
+    """An answer of each kind that the door gives by itself, by status, in functions of a path."""
+    full, draining = Waiting(), Waiting()
+    full.is_full = draining.is_draining = True
+    small, slow = ServerConfig(max_body_bytes=3), ServerConfig(body_timeout_seconds=0.01)
+    late = ServerConfig(request_timeout_seconds=0.06)
+    length = [("content-length", "5")]
+
+    async def never(scope, receive, send):
+        await asyncio.sleep(60)
+
+    async def broken(scope, receive, send):
+        raise ValueError("a secret")
+
+    def without_a_key(path):
+        with monkeypatch.context() as patch:
+            patch.setenv(API_KEYS, KEY)
+            return ask(path=path)
+
+    return {
+        401: without_a_key,
+        408: lambda path: ask(path=path, config=slow, chunks=[], headers=length),
+        413: lambda path: ask(path=path, config=small, chunks=[b"12345"]),
+        429: lambda path: ask(path=path, service=full),
+        500: lambda path: ask(path=path, inner=broken),
+        503: lambda path: ask(path=path, service=draining),
+        504: lambda path: ask(path=path, config=late, inner=never),
+    }
+
+
+def test_what_the_door_refuses_has_the_form_of_the_url(monkeypatch):
+    types = {401: "authentication_error", 429: "rate_limit_error"}
+    for wanted, answer in refusals(monkeypatch).items():
+        for path in ("/v1/completions", "/v1/chat/nothing", "/v1/responses"):
+            status, _, body = answer(path)
+            error = json.loads(body)["error"]
+            assert error.keys() == {"message", "type", "param", "code"}, (wanted, path)
+            kind = "server_error" if wanted >= 500 else "invalid_request_error"
+            assert (status, error["type"]) == (wanted, types.get(wanted, kind))
+        status, _, body = answer("/v1/models/completions")
+        assert status == wanted and isinstance(json.loads(body)["error"], str)
+
+
 def test_what_the_app_refuses_is_told_to_come_again_too():
     for code, closes in ((Code.RESOURCE_EXHAUSTED, False), (Code.UNAVAILABLE, True)):
 

@@ -1,6 +1,7 @@
 """`python -m serving generate`, in this process."""
 
 import io
+import re
 import signal
 import sys
 
@@ -108,13 +109,49 @@ def test_a_machine_without_httpx_is_told_what_to_install(run, monkeypatch):
     assert code == 1 and told == "--url needs httpx; install it with: pip install httpx.\n"
 
 
-def test_nothing_to_write_and_too_much_to_read_are_told(run):
-    code, text, told = run("writer", "a", "--max-tokens=0", "--seed=1")
-    assert (code, text, told) == (0, "\n", "[0 tokens, length, seed 1]\n")
-    code, text, told = run("writer", "b" * 500, "--max-tokens=4", "--seed=1")
-    first, last = told.splitlines()
-    assert first.startswith("[of 500 tokens of the prompt the last ") and "room for" in first
-    assert code == 0 and len(text) == 5 and last.startswith("[4 tokens, the first after ")
+def test_nothing_to_write_and_too_much_to_read_are_told_alike_by_a_server(run, url):
+    found = []
+    for where in ([], ["--url", url]):
+        told = [run("writer", "a", "--max-tokens=0", "--seed=1", *where)]
+        assert told == [(0, "\n", "[0 tokens, length, seed 1]\n")]
+        for prompt, size in (("b" * 500, 4), ("b" * 500, 90), ("b" * 94, 4), ("b" * 94, 1)):
+            code, text, lines = run("writer", prompt, f"--max-tokens={size}", "--seed=1", *where)
+            told.append((code, text, re.sub(r"[0-9.]+ s,|then \d+ a", "", lines)))
+        found.append(told)
+    assert found[0] == found[1]
+    first, last = found[0][1][2].splitlines()
+    assert first.startswith("[of 500 tokens of the prompt the last 91 are read: ")
+    assert last.startswith("[4 tokens, the first after ") and len(found[0][1][1]) == 5
+    assert "the prompt" not in found[0][4][2]
+
+
+@pytest.mark.parametrize("place", ["here", "server"])
+def test_what_was_written_before_an_interrupt_is_counted(run, url, monkeypatch, place):
+    write, texts = sys.stdout.write, []
+
+    def interrupted(text):
+        if text.strip():
+            texts.append(text)
+            if len(texts) == 2:
+                signal.raise_signal(signal.SIGINT)
+        return write(text)
+
+    monkeypatch.setattr(sys.stdout, "write", interrupted)
+    where = ["--url", url] if place == "server" else []
+    code, text, told = run("writer", "a", "--seed=1", *where)
+    # The last part is not in what `capsys` has seen, but was written.
+    assert code == generate.EXIT_INTERRUPTED and text.endswith("\n")
+    assert told.startswith("[3 tokens, the first after ")
+
+
+def test_what_is_for_this_machine_does_not_go_with_a_server(run, url):
+    for option in ("--version=1", "--allow-foreign", "--exports=elsewhere"):
+        code, text, told = run("writer", "a", "--url", url, option)
+        assert (code, text) == (1, "") and told.startswith(option.partition("=")[0])
+        assert "the server's newest version writes" in told
+    for where in ([], ["--url", url]):
+        code, text, told = run("writer", "a", *["--stop=a"] * 5, *where)
+        assert (code, text) == (1, "") and told.startswith("stop must be a string or at most 4")
 
 
 def test_a_terminal_shows_that_the_model_is_loaded(run, monkeypatch):

@@ -60,15 +60,27 @@ async def status(reader):
     return int(head.split()[1])
 
 
-@pytest.mark.parametrize("first", [b"", b"GET /a HTTP/1.1\r\nhost: "])
-def test_headers_that_do_not_come_end_the_connection(first):
+@pytest.mark.parametrize(
+    ("first", "is_openais"),
+    [
+        (b"", False),
+        (b"GET /a HTTP/1.1\r\nhost: ", False),
+        (b"POST /v1/completions?a HTTP/1.1\r\nhost: ", True),
+    ],
+)
+def test_headers_that_do_not_come_end_the_connection(first, is_openais):
     async def conversation(connect):
         reader, writer = await connect()
         writer.write(first)
         return await reader.read()
 
     answer = talk(conversation)
-    assert answer.startswith(b"HTTP/1.1 408 ") and b"--header-timeout-seconds" in answer
+    assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+    error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+    message = error.pop("message") if is_openais else error
+    assert message == "The headers did not come in time (--header-timeout-seconds)."
+    if is_openais:
+        assert error == {"type": "invalid_request_error", "param": None, "code": None}
 
 
 def test_who_does_not_read_on_loses_the_connection_and_who_reads_slowly_does_not():

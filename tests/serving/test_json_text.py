@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from serving.errors import ServingError
-from serving.json_text import _Reader, parse, shown
+from serving.json_text import _Reader, check_counts, parse, shown
 
 INVALID = "Invalid value."
 NO_NAME = "Missing a name for object member."
@@ -96,6 +96,27 @@ def test_depth_counts_only_brackets_outside_of_strings():
     assert parse(text.encode(), max_depth=4)["a"][3] == [["}"]]
     with pytest.raises(ServingError, match="nested 4 deep; --max-json-depth allows 3"):
         parse(text.encode(), max_depth=3)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("[" + ",[]" * 10, None),
+        ("{" + ",[]" * 12, "13 lists and objects and 0 strings"),
+        ("{" + ",{}" * 12, "--max-rows=10"),
+        ('["' + '[{,\\"' * 300 + '"]', None),
+        ("[" + ',""' * 140, None),
+        ("[" + ',""' * 141, "1 lists and objects and 141 strings"),
+        ("[" + "1," * 149, None),
+        ("[" + "1," * 150, "holds 151 values; --max-characters allows 150"),
+    ],
+)
+def test_what_takes_long_to_read_is_counted_first(body, words):
+    if words is None:
+        check_counts(body.encode(), 10, 150)
+        return
+    with pytest.raises(ServingError, match=words):
+        check_counts(body.encode(), 10, 150)
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":', b'["]",'])

@@ -111,6 +111,14 @@ def test_a_deadline_ends_it(loaded):
     assert caught.value.code is Code.DEADLINE_EXCEEDED
 
 
+def test_a_deadline_ends_embeddings_and_scores(loaded):
+    writer, past = NextTokensWriter(loaded["bytes"]), time.monotonic() - 1
+    for work in (writer.embed(["a"], past), writer.score([tokens_of("a")], past)):
+        with pytest.raises(ServingError) as caught:
+            asyncio.run(work)
+        assert caught.value.code is Code.DEADLINE_EXCEEDED
+
+
 def test_texts_are_tokenized_and_tokens_spelled(loaded):
     for writer in map(NextTokensWriter, loaded.values()):
         short, long, empty = asyncio.run(writer.tokenize(["a小", "b" * 200, ""]))

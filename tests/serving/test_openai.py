@@ -5,6 +5,7 @@ import base64
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -15,12 +16,14 @@ from toy_exports import classifier_model, generator_model, wait_until
 from toy_writer import CONTEXT, TAIL, answer_of, tokens_of, writer_model
 
 from serving import metrics, openai_requests
+from serving import openai as openai_door
 from serving.client import AsyncClient, Client, InvalidRequest, Part, ServerFailed
 from serving.config import ServerConfig
+from serving.errors import ServingError
 from serving.openai import shown
 from serving.remote import RemoteRepository
 from serving.service import Service
-from serving.writing import Piece, Tokens
+from serving.writing import Assembler, Piece, TokenLogprob, Tokens
 
 PROMPT = "Once 小 "
 
@@ -37,21 +40,24 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=["embedded", "remote"])
-def server(request, models, serve_grpc):
-    """Over the models themselves, and as a front door over the gRPC of a server of them."""
-    config = ServerConfig(max_answers=6, max_answer_tokens=500)
+def repository(request, models, serve_grpc):
+    """The models themselves, and a front door's over the gRPC of a server of them."""
     if request.param == "embedded":
-        with serving(models, config) as running:
-            yield running
+        yield models
         return
     with serve_grpc(Service(models)) as stubs:
         names = ("writer", "whole", "classifier", "older")
         remote = RemoteRepository(
             ServerConfig(engine="remote", backend=stubs.address, only_models=names)
         )
-        with serving(remote, config) as running:
-            yield running
+        yield remote
         assert remote.stop()
+
+
+@pytest.fixture(scope="module")
+def server(repository):
+    with serving(repository, ServerConfig(max_answers=6, max_answer_tokens=500)) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +119,14 @@ def test_a_stream_is_the_answer_in_events(client, model):
     assert not any("\ufffd" in part.choices[0].text for part in parts)
 
 
+def test_every_event_may_tell_what_was_counted_so_far(client):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *parts, last = complete(client, max_tokens=9, stream=True, stream_options=options)
+    assert [part.usage.completion_tokens for part in parts] == [1, 3, 7, 9]
+    assert {part.usage.prompt_tokens for part in parts} == {9}
+    assert parts[-1].usage == last.usage
+
+
 def test_events_as_they_are_on_the_wire(server):
     body = {"model": "writer", "prompt": "a", "max_tokens": 3, "seed": 1, "stream": True}
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as response:
@@ -157,10 +171,11 @@ def test_stop_strings(client):
 
 def test_the_likeliest_of_several(client, models):
     """`best_of` keeps those of the highest log-probability a token: the shortest of the toy."""
-    answer = complete(client, best_of=4, n=2, prompt="a", seed=98, max_tokens=500)
+    answer = complete(client, best_of=4, n=2, prompt="a", seed=-2, max_tokens=500)
     texts = [choice.text for choice in answer.choices]
-    assert texts == [answer_of("a", seed=98), answer_of("a", seed=99)]
-    four = sum(len(answer_of("a", seed=98 + i).encode()) for i in range(4))
+    assert texts == [answer_of("a", seed=0), answer_of("a", seed=1)]
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    four = sum(len(answer_of("a", seed=-2 + i).encode()) for i in range(4))
     assert answer.usage.completion_tokens == four
     assert answer.choices[0].logprobs is None
 
@@ -187,6 +202,19 @@ def test_parts_of_characters_are_shown_as_bytes(client):
     assert found.text_offset[start : start + 5] == [start, *[start + 1] * 3, start + 2]
     assert [len(top) for top in found.top_logprobs[:3]] == [1, 1, 1]
     assert shown(b"\xff") == r"bytes:\xff"
+
+
+def test_tokens_that_are_shown_alike_are_all_told_of(client):
+    """Of tokens without bytes of their own every part of a character is shown as U+FFFD."""
+    answer = complete(client, model="whole", prompt="a", logprobs=5)
+    found = answer.choices[0].logprobs
+    assert "\ufffd" in found.tokens
+    for token, own, top in zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True):
+        assert len(top) == 5 and top[token] == own == max(top.values())
+        assert np.allclose(sorted(top.values()), own - np.arange(4.0, -1, -1), atol=1e-5)
+    tokens = tokens_of("小")[:1]
+    alike = [f"token_id:{tokens[0] + i}" for i in range(1, 5)]
+    assert ["\ufffd", *alike] in [list(top) for top in found.top_logprobs]
 
 
 def test_echo_gives_the_prompt_and_how_likely_it_was(client):
@@ -234,10 +262,10 @@ def talk(client, **settings):
 
 
 def test_a_chat_is_one_text_that_goes_on(client):
-    answer = talk(client)
+    answer = talk(client, max_tokens=30)
     (choice,) = answer.choices
     assert choice.message.role == "assistant"
-    assert choice.message.content == answer_of(TEMPLATE, seed=5)[: choice.message.content.__len__()]
+    assert choice.message.content == answer_of(TEMPLATE, seed=5)[:30]
     assert (answer.object, choice.finish_reason) == ("chat.completion", "length")
     assert answer.usage.prompt_tokens == len(TEMPLATE)
     # Without a limit it fills the context: BEGIN, prompt, answer.
@@ -315,6 +343,38 @@ def test_models_in_both_forms(client, server):
 # What is refused ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "completions", 405),
+        ("PUT", "chat/completions", 405),
+        ("DELETE", "embeddings", 405),
+        ("POST", "completions/", 404),
+        ("GET", "chat/completions/x", 404),
+        ("POST", "responses", 404),
+        ("POST", "audio/speech", 404),
+    ],
+)
+def test_other_methods_and_urls_of_openais_api(embedded, method, path, status):
+    answer = httpx.request(method, f"{embedded.url}/v1/{path}")
+    assert answer.status_code == status and answer.headers["content-type"] == "application/json"
+    error = answer.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert path in error["message"] and "POST" in error["message"]
+    assert answer.headers.get("allow") == ("POST" if status == 405 else None)
+
+
+def test_openais_client_is_told_what_there_is(embedded):
+    with openai.OpenAI(base_url=f"{embedded.url}/v1", api_key="none", max_retries=0) as client:
+        with pytest.raises(openai.NotFoundError, match="only POST /v1/completions"):
+            client.responses.create(model="writer", input="a")
+
+
+def test_a_405_to_head_has_no_body(embedded):
+    answer = httpx.head(f"{embedded.url}/v1/completions")
+    assert (answer.status_code, answer.content) == (405, b"")
+
+
 def refusal(server, path="completions", **body):
     """(status, error) of a request that must not run."""
     given = {"model": "writer", "prompt": "a"} if path == "completions" else {"model": "writer"}
@@ -342,7 +402,7 @@ def refusal(server, path="completions", **body):
         ("presence_penalty", 3, "from -2 to 2"),
         ("frequency_penalty", -3, "from -2 to 2"),
         ("logprobs", 6, "from 0 to 5"),
-        ("stop", ["a"] * 5, "at most 4"),
+        ("stop", ["a"] * 5, "at most 4 of them"),
         ("stop", "", "of 1 to 256"),
         ("stop", ["x" * 257], "of 1 to 256"),
         ("seed", 1.5, "whole number"),
@@ -421,6 +481,37 @@ def test_embeddings_that_there_are_none_of(server, body, param):
     assert (status, error["param"]) == (400, param)
 
 
+@pytest.mark.parametrize(
+    ("read", "known"),
+    [
+        (openai_requests.completion, openai_requests.OF_COMPLETIONS),
+        (openai_requests.chat, openai_requests.OF_CHAT),
+        (openai_requests.embeddings, openai_requests.OF_EMBEDDINGS),
+    ],
+)
+def test_no_error_repeats_more_than_a_line_of_what_came(read, known):
+    good = {"model": "m", "prompt": "a", "messages": MESSAGES, "input": "a", "logprobs": True}
+    long = "x" * 9000
+    junk = [long, [long], {long: long}, {"role": long}, [{long: 1}], [[long] * 9000], [[5] * 9000]]
+    junk += [[{"role": long}], [{"role": "user", "content": {long: 1}}], -(10.0**300), [[[[long]]]]]
+    refused = set()
+    for field in [*sorted(known), *openai_requests.LACKING, long]:
+        for value in junk:
+            body = {name: x for name, x in good.items() if name in known} | {field: value}
+            try:
+                read(body, ServerConfig())
+            except ServingError as error:
+                refused.add(field)
+                assert len(error.message) < 300 and len(getattr(error, "field", "")) <= 80
+    assert refused >= known - {"user"} and long in refused
+
+
+def test_dimensions_are_looked_at_before_anything_is_embedded(embedded, runs):
+    status, error = refusal(embedded, "embeddings", input="a", dimensions=2)
+    assert (status, error["param"]) == (400, "dimensions") and "left out or 3" in error["message"]
+    assert runs.names == []
+
+
 def test_models_that_do_not_write(server):
     status, error = refusal(server, model="nobody")
     assert (status, error["code"], error["param"]) == (404, "model_not_found", "model")
@@ -439,6 +530,7 @@ def test_a_prompt_that_is_too_long(client, server):
         body = {"truncate_prompt_tokens": truncate}
         answer = complete(client, prompt="y" * 500, max_tokens=40, extra_body=body)
         assert answer.usage.prompt_tokens == size
+        assert answer.usage.prompt_tokens_details.truncated_tokens == 500 - size
 
 
 @pytest.mark.parametrize(
@@ -558,6 +650,185 @@ def slow(models):
 BODY = {"model": "writer", "prompt": "a", "max_tokens": 5, "stream": True}
 
 
+class Scripted:
+    """A writer of given parts: those of seed i, a token each, and how likely each of them is."""
+
+    context_length, vocabulary_size = 64, 260
+
+    def __init__(self, *answers):
+        self.answers = answers
+
+    async def tokenize(self, texts):
+        return [Tokens((5,), 1) for _ in texts]
+
+    async def spell(self, tokens):
+        return [b"x" for _ in tokens]
+
+    async def write(self, request):
+        parts, logprob = self.answers[request.seed]
+        assembler = Assembler(request, num_prompt_tokens=1)
+        for i, part in enumerate(parts):
+            end = "stop" if i == len(parts) - 1 else None
+            piece = assembler.add([i + 1], [part.encode()], [TokenLogprob(logprob)], end)
+            yield piece
+            if piece.finish_reason:
+                return
+
+
+@pytest.fixture
+def scripted(embedded, models):
+    """What OpenAI's client gets when the writer is `Scripted`."""
+    with (
+        models.acquire("writer") as servable,
+        openai.OpenAI(base_url=f"{embedded.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+
+        def ask(path, *answers, **settings):
+            servable.writer = Scripted(*answers)
+            api = client.chat.completions if path == "chat" else client.completions
+            return api.create(model="writer", seed=0, **settings)
+
+        yield ask
+        servable.writer = None
+
+
+def test_the_best_are_the_likeliest_by_the_mean_of_their_tokens(scripted):
+    answers = [("a", -1.0), ("bbbb", -0.5), ("cc", -0.6), ("ddddd", -3.0)]
+    for logprobs in (None, 0):
+        answer = scripted("completions", *answers, prompt="p", n=2, best_of=4, logprobs=logprobs)
+        assert [choice.text for choice in answer.choices] == ["bbbb", "cc"]
+        assert (answer.choices[0].logprobs is None) is (logprobs is None)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize(
+    ("parts", "text", "finish_reason"),
+    [
+        ([" ", " I", " see"], " I see", "stop"),
+        (["", " I", " see"], "I see", "stop"),
+        (["I", " see"], "I see", "stop"),
+        ([" Hi.\n", "User", ":", " Who?"], "Hi.", "stop"),
+        (["Hi.\nUse", "r: "], "Hi.", "stop"),
+        (["User: a"], "User: a", "stop"),
+        (["a", "##", "b"], "a", "stop"),
+    ],
+)
+def test_a_chat_has_no_blank_at_its_begin_and_ends_at_the_users_turn(
+    scripted, is_stream, parts, text, finish_reason
+):
+    messages = [{"role": "user", "content": "?"}]
+    answer = scripted("chat", (parts, -1.0), messages=messages, stop="##", stream=is_stream)
+    if is_stream:
+        events = list(answer)
+        found = "".join(event.choices[0].delta.content or "" for event in events)
+        reason = events[-1].choices[0].finish_reason
+    else:
+        found, reason = answer.choices[0].message.content, answer.choices[0].finish_reason
+    assert (found, reason) == (text, finish_reason)
+
+
+def test_a_completion_keeps_its_blank(scripted):
+    answer = scripted("completions", ([" a", " b"], -1.0), prompt="p")
+    assert answer.choices[0].text == " a b"
+
+
+class Runs:
+    """The runs of a servable by name. `hold` makes those of a signature wait for permissions."""
+
+    def __init__(self, run):
+        self._run, self._held, self.may_run = run, "", threading.Semaphore(0)
+        self.names, self.timeouts = [], []
+
+    def hold(self, name):
+        self._held = name
+
+    def __call__(self, name, inputs, *, timeout=None):
+        self.names.append(name)
+        self.timeouts.append(timeout)
+        if name == self._held:
+            assert self.may_run.acquire(timeout=10)
+        return self._run(name, inputs, timeout=timeout)
+
+
+@pytest.fixture
+def runs(models, monkeypatch):
+    with models.acquire("writer") as servable:
+        found = Runs(servable.run)
+        monkeypatch.setattr(servable, "run", found)
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "signature"),
+    [
+        ("embeddings", {"input": ["ab"] * 100}, "embed"),
+        ("completions", {"prompt": ["ab"] * 100, "echo": True, "logprobs": 1}, "score"),
+    ],
+)
+def test_embeddings_and_scores_count_as_requests_and_end_with_their_callers(
+    embedded, runs, path, body, signature
+):
+    service = embedded.service
+    runs.hold(signature)
+    body = body | {"model": "writer"} | ({"max_tokens": 0} if "prompt" in body else {})
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{embedded.url}/v1/{path}", json=body, timeout=0.4)
+    wait_until(lambda: all(task.cancelling() for task in service._streams))
+    assert service.num_running == 1
+    runs.may_run.release(4)
+    wait_until(lambda: not service._streams)
+    assert runs.names.count(signature) == 1, "it went on for nobody"
+    assert 0 < runs.timeouts[runs.names.index(signature)] <= 60
+    assert service.num_running == 0
+
+
+def test_answers_of_a_model_without_an_engine_wait_like_other_requests(repository):
+    """Of the nine that eight threads and one place to wait have room for, none is refused."""
+    with serving(repository, ServerConfig(max_waiting_requests=1)) as running:
+        url = f"{running.url}/v1/completions"
+        for is_stream in (False, True):
+            body = BODY | {"n": 10, "stream": is_stream}
+            refused = httpx.post(url, json=body)
+            assert refused.status_code == 429 and refused.headers["retry-after"]
+            error = refused.json()["error"]
+            assert "--max-waiting-requests" in error["message"]
+            assert error["code"] == "rate_limit_exceeded"
+            assert httpx.post(url, json=body | {"n": 9}).status_code == 200
+            assert running.service.num_running == 0
+
+
+def test_a_large_body_is_read_beside_the_loop_and_streams_go_on(embedded, slow, monkeypatch):
+    """One that is being checked for as long as a whole stream takes."""
+    is_checked, may_end = threading.Event(), threading.Event()
+
+    def check(body, config):
+        is_checked.set()
+        assert may_end.wait(10)
+        return openai_requests.completion(body, config)
+
+    monkeypatch.setitem(openai_door._READERS, "/v1/completions", check)
+    url = f"{embedded.url}/v1/completions"
+    with ThreadPoolExecutor(1) as pool:
+        large = {"model": "writer", "prompt": "x" * 20_000, "max_tokens": 1}
+        waiting = pool.submit(httpx.post, url, json=large)
+        try:
+            assert is_checked.wait(10)
+            messages = [{"role": "user", "content": "Hi"}]
+            chat = {"model": "writer", "messages": messages, "max_tokens": 5, "stream": True}
+            slow.may_write.release(5)
+            answer = httpx.post(f"{embedded.url}/v1/chat/completions", json=chat, timeout=5)
+            assert answer.text.endswith("data: [DONE]\n\n")
+        finally:
+            may_end.set()
+        assert waiting.result().json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_a_body_of_more_lists_than_anybody_means_is_not_read(embedded):
+    body = {"model": "writer", "prompt": [[]] * 10_001}
+    answer = httpx.post(f"{embedded.url}/v1/completions", json=body)
+    assert answer.status_code == 400 and "--max-rows" in answer.json()["error"]["message"]
+
+
 def test_events_come_as_they_are_written_and_who_leaves_ends_the_writing(embedded, slow):
     slow.may_write.release(2)
     with httpx.stream("POST", f"{embedded.url}/v1/completions", json=BODY) as response:
@@ -666,7 +937,9 @@ def test_our_client_completes_and_streams(server):
         assert (whole.text, whole.finish_reason) == (wanted, "stop")
         *parts, last = client.write("writer", "ab", **settings)
         assert "".join(part.text for part in parts) == wanted and len(parts) > 5
-        assert last == Part("", "stop", whole.num_tokens)
+        assert last == Part("", "stop", whole.num_tokens, 2)
+        counts = [part.num_tokens for part in parts]
+        assert counts == sorted(counts) and counts[:2] == [1, 3] and counts[-1] <= last.num_tokens
         # Of a prompt that is too long the end is read, as by `generate`.
         assert client.complete("writer", "x" * 500, max_tokens=4).num_tokens == 4
         with pytest.raises(InvalidRequest, match="top_p must be above 0"):
@@ -683,7 +956,7 @@ def test_our_client_in_an_event_loop(server):
 
     whole, parts = asyncio.run(take())
     assert "".join(part.text for part in parts) == whole.text
-    assert parts[-1] == Part("", whole.finish_reason, whole.num_tokens)
+    assert parts[-1] == Part("", whole.finish_reason, whole.num_tokens, 2)
 
 
 def test_an_error_in_the_middle_is_an_error_of_our_client(embedded, slow):

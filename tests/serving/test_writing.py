@@ -15,6 +15,8 @@ from serving.writing import (
     TokenLogprob,
     differences,
     last_tokens,
+    short,
+    stop_strings,
 )
 
 TEXT = "Ein Füchslein 小狐狸 🦊🦊 lief.\n\nEND of the\nEN END"
@@ -140,15 +142,38 @@ def test_spelling_asks_once_for_each_token():
         ("frequency_penalty", -2.1),
         ("seed", 2**31),
         ("logprobs", 6),
-        ("stop", ("a",) * 9),
-        ("stop", ("",)),
-        ("stop", ("a" * 257,)),
     ],
 )
 def test_a_request_out_of_range_names_its_field(field, value):
     with pytest.raises(InvalidField, match=f"^{field} must be .* Received: ") as caught:
         Request(prompt="", **{field: value})
     assert (caught.value.code, caught.value.field) == (Code.INVALID_ARGUMENT, field)
+
+
+@pytest.mark.parametrize("stop", ["", ["a"] * 5, [""], ["a" * 257], [5], {}, ("a",), None])
+def test_stop_strings_out_of_range(stop):
+    with pytest.raises(InvalidField, match=r"^stop must be .* Received: "):
+        stop_strings(stop)
+    assert stop_strings("a") == ("a",) and stop_strings(["a"] * 4) == ("a",) * 4
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            "x" * 1000,
+            ["x" * 1000],
+            [["y"] * 1000],
+            {"a": "x" * 1000},
+            {"x" * 1000: 1},
+            b"x" * 1000,
+        ),
+        *(("x" * 1000,), {"a": {"b": ["x" * 1000] * 80}}, [[[["x" * 1000]]]], 10**79, ["ab"] * 80),
+    ],
+)
+def test_no_message_repeats_more_than_a_line_of_a_value(value):
+    assert len(short(value)) <= 80
+    assert len(InvalidField("n", "small", value).message) < 110
 
 
 def test_a_request_is_a_value():
