@@ -45,7 +45,7 @@ from model import signatures as s
 from model.config import ByteBPETokenizerConfig, TransformerDecoderConfig
 from model.tokenizers import BEGIN
 from serving import servable
-from serving.decoder import Decoder
+from serving.decoder import Decoder, Text
 from serving.engine import Engine
 from serving.sockets import url_host
 from serving.writing import Request
@@ -262,6 +262,11 @@ async def equal_texts(
     return f"{equal} of {len(greedy)} greedy texts are those of `serving_default` alone."
 
 
+def text_of(decoder: Decoder, request: Request) -> Text:
+    prompt = (BEGIN, *request.prompt)
+    return Text(request, prompt, decoder.draws(request.seed), request.max_tokens)
+
+
 def static_batches(path: Path, warm: list[Request]) -> Callable[[list[Request]], list[int]]:
     """The decoder's compiled steps with all steps in one call, and prompts read 8 at a time."""
     decoder = Decoder(
@@ -272,23 +277,20 @@ def static_batches(path: Path, warm: list[Request]) -> Callable[[list[Request]],
     def read_all(tokens, num_tokens):
         empty = [
             tf.zeros([STATIC_ROWS, spec.shape[1], LONGEST_PROMPT, spec.shape[3]], spec.dtype)
-            for spec in decoder._specs
+            for spec in decoder.specs
         ]
-        return decoder._decoded(tokens, num_tokens, tf.zeros_like(num_tokens), empty)[1]
+        return decoder.decoded(tokens, num_tokens, tf.zeros_like(num_tokens), empty)[1]
 
     def run(batch: list[Request]) -> list[int]:
-        prompts = [(BEGIN, *request.prompt) for request in batch]
+        texts = [text_of(decoder, request) for request in batch]
         padded = np.zeros([STATIC_ROWS, LONGEST_PROMPT], np.int32)
         lengths = np.ones([STATIC_ROWS], np.int32)
-        for row, prompt in enumerate(prompts):
-            padded[row, : len(prompt) - 1] = prompt[:-1]
-            lengths[row] = max(len(prompt) - 1, 1)
+        for row, text in enumerate(texts):
+            padded[row, : len(text.prompt) - 1] = text.prompt[:-1]
+            lengths[row] = max(len(text.prompt) - 1, 1)
         staged = read_all(tf.constant(padded), tf.constant(lengths))
-        for row, (request, prompt) in enumerate(zip(batch, prompts, strict=True)):
-            own = tuple(tensor[row : row + 1] for tensor in staged)
-            draws = decoder.draws(request.seed)
-            left = request.max_tokens
-            decoder.put(row, own, request, prompt, draws, num_prompt=len(prompt), left=left)
+        for row, text in enumerate(texts):
+            decoder.put(row, tuple(tensor[row : row + 1] for tensor in staged), text)
         return decoder.write(len(batch), 128).num_tokens[: len(batch)].tolist()
 
     run(warm[:STATIC_ROWS])
@@ -367,10 +369,11 @@ def measure_load(path: Path, size: str) -> None:
     full = tell(makers, 0)
     row("engine, one text alone", "", "", "", p(quiet.gaps, 95), p(quiet.token_gaps, 95))
     mean = statistics.mean(request.max_tokens for request in asked)
+    # At the load of each way those who can bear it: both peers stand at that of one at a time.
     for other in makers:
         rate = 0.8 * full[other] / mean
         header(f"{rate:.1f} requests/s, 0.8 of {other}", "tokens/s", *columns)
-        tell(dict.fromkeys(("engine", other)), rate)
+        tell([name for name in makers if full[name] >= full[other]], rate)
     waits = asyncio.run(cancels(engine))
     print(
         f"\nCancelled to free slot, {NUM_SLOTS} texts at once, {len(waits)} times: "
@@ -404,24 +407,17 @@ async def cancels(engine: Engine) -> list[float]:
 def full_rows(decoder: Decoder, B: int, S: int) -> Callable[[int], float]:
     """Rows that fill a cache of S slots; gives how many seconds a call of K steps takes."""
     decoder.reset()
-    length = S - 10
-    for number in range(B):
-        decoder.put(
-            number,
-            decoder.empty(length),
-            Request(prompt="", temperature=0.8, top_k=40, top_p=0.95),
-            [5] * length,
-            decoder.draws(number),
-            num_prompt=length,
-            left=1000,
-        )
-    state = [array.copy() for array in decoder._state()]
+    prompt = (5,) * (S - 11)
+    staged = decoder.empty(S)
+    settings = {"max_tokens": 1000, "temperature": 0.8, "top_k": 40, "top_p": 0.95}
+    requests = [Request(prompt=prompt, seed=number, **settings) for number in range(B)]
+    texts = [text_of(decoder, request) for request in requests]
 
     def seconds(K: int) -> float:
         times = []
         for _ in range(15):
-            for array, kept in zip(decoder._state(), state, strict=True):
-                array[:] = kept
+            for number, text in enumerate(texts):
+                decoder.put(number, staged, text)
             began = time.perf_counter()
             decoder.write(B, K)
             times.append(time.perf_counter() - began)
@@ -465,8 +461,8 @@ def measure_trace(path: Path, size: str) -> None:
         seconds = full_rows(decoder, B, S)
         one, all_ = 1000 * seconds(1), 1000 * seconds(8)
         step = (all_ - one) / 7
-        inputs = decoder._inputs(B, 8)
-        function = tf.function(decoder._write_steps, autograph=False, jit_compile=True)
+        inputs = decoder.inputs(B, 8)
+        function = tf.function(decoder.write_steps, autograph=False, jit_compile=True)
         groups = groups_of(function.experimental_get_compiler_ir(*inputs)(stage="optimized_hlo"))
         spent = dict.fromkeys(GROUPS, 0.0)
         whole, times = traced(function, inputs)

@@ -11,7 +11,7 @@ import concurrent.futures
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,20 @@ Staged = tuple[tf.Tensor, ...]
 LEAST_SLOTS = 64  # of a cache: a smaller one costs as much
 NUM_LENGTHS = 3  # sizes of the cache of the texts that are written; each costs compilations
 READ_SIZES = 2  # a whole chunk, or a quarter of it
-# Columns of what a row brings besides its tokens.
+# Columns of what a row brings besides its tokens; of one that reads the first two are how many
+# tokens there are and where they stand.
 _TOKEN, _LENGTH, _LEFT = range(3)
+
+
+@dataclass(eq=False)
+class Text:
+    """A text that is written, as far as it is known."""
+
+    request: Request  # whose settings it has
+    prompt: Sequence[int]  # BEGIN and what follows
+    draws: np.ndarray  # its random numbers, float32 (context length,)
+    max_tokens: int  # for which the context has room behind the prompt
+    written: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -82,13 +94,13 @@ class Decoder:
         self._decode = loaded.signatures[s.DECODE]
         inputs = self._decode.structured_input_signature[1]
         self._names = s.cache_names(sum(name.startswith("key_") for name in inputs))
-        self._specs = [inputs[name] for name in self._names]
+        self.specs = [inputs[name] for name in self._names]
         tokens = loaded.signatures[s.NEXT_TOKENS].structured_input_signature[1][s.TOKENS]
         self.context_length: int = tokens.shape[1]
         self.vocabulary_size: int = self._decode.structured_outputs[s.LOGITS].shape[-1]
         self.num_slots, self.max_steps, self.chunk = num_slots, max_steps, chunk
         self.bytes_per_token = sum(
-            spec.shape[1] * spec.shape[3] * spec.dtype.size for spec in self._specs
+            spec.shape[1] * spec.shape[3] * spec.dtype.size for spec in self.specs
         )
         sizes = sizes_up_to(num_slots, 1, num_slots.bit_length() + 1)
         self.batch_sizes = [size for size in sizes if size != 2 or num_slots == 2]  # 4 is as good
@@ -101,13 +113,13 @@ class Decoder:
                 trainable=False,
                 name=name,
             )
-            for name, spec in zip(self._names, self._specs, strict=True)
+            for name, spec in zip(self._names, self.specs, strict=True)
         ]
         self._size = (1, self.lengths[0])
         self._zeros = {
             slots: tuple(
                 tf.zeros([1, spec.shape[1], slots, spec.shape[3]], spec.dtype)
-                for spec in self._specs
+                for spec in self.specs
             )
             for slots in self.lengths
         }
@@ -128,7 +140,7 @@ class Decoder:
         if not blocks:
             return self._zeros[slots]
         staged = []
-        for i, spec in enumerate(self._specs):
+        for i, spec in enumerate(self.specs):
             array = np.zeros([1, spec.shape[1], slots, spec.shape[3]], spec.dtype.as_numpy_dtype)
             start = 0
             for block in blocks:
@@ -137,17 +149,32 @@ class Decoder:
             staged.append(tf.constant(array))
         return tuple(staged)
 
-    def read(self, staged: Staged, tokens: Sequence[int], start: int) -> Staged:
-        """`staged` with `tokens`, at most `chunk`, which stand at `start` and behind. Any thread,
-        also while another one writes."""
-        slots = int(staged[0].shape[2])
-        padded = np.zeros([1, min(rounded(len(tokens), self.read_sizes), slots)], np.int32)
-        padded[0, : len(tokens)] = tokens
-        return tuple(
-            self._read(
-                tf.constant(padded), tf.constant([len(tokens)]), tf.constant([start]), *staged
-            )
+    def read(
+        self, staged: Staged, text: Text, start: int, count: int
+    ) -> tuple[Staged, Written | None]:
+        """`staged` with `count` tokens of the prompt, at most `chunk`, from `start` on; where the
+        prompt ends with them, also the first token of the answer, as a call of one row and one
+        step. Any thread, also while another one writes."""
+        slots, size = int(staged[0].shape[2]), len(text.prompt)
+        tokens = np.zeros([1, min(rounded(count, self.read_sizes), slots)], np.int32)
+        tokens[0, :count] = text.prompt[start : start + count]
+        is_last = start + count == size
+        prompt = np.zeros([1, slots], np.int32)
+        prompt[0, :size] = text.prompt
+        whole = np.array([[count, start, is_last, text.request.top_k, size]], np.int32)
+        fractions = np.array([[*_fractions(text.request), text.draws[0]]], np.float32)
+        wants_logprobs = text.request.logprobs is not None
+        outputs = self._read(
+            *map(tf.constant, (tokens, whole, fractions, prompt, wants_logprobs)), *staged
         )
+        staged = tuple(outputs[4:])
+        if not is_last:
+            return staged, None
+        token, logprobs, top_tokens, top_logprobs = (x.numpy()[None] for x in outputs[:4])
+        hit_end = token[0] == END
+        num_tokens = (~hit_end).astype(np.int32)
+        written = Written(token, num_tokens, hit_end, logprobs, top_tokens, top_logprobs, 1, 1)
+        return staged, written
 
     def values(self, staged: Staged, start: int, end: int) -> np.ndarray:
         """What tokens start to end left, for `empty`: (tensors, K, end - start, H)."""
@@ -159,37 +186,21 @@ class Decoder:
 
     # ------------------------------------------------------------ rows
 
-    def put(
-        self,
-        row: int,
-        staged: Staged,
-        request: Request,
-        tokens: Sequence[int],
-        draws: np.ndarray,
-        *,
-        num_prompt: int,
-        left: int,
-    ) -> None:
-        """Lets a text write in a row: `tokens` are its prompt and what it wrote, all but the last
-        of them read into `staged`; `draws` its random numbers; `left` more are to come."""
+    def put(self, row: int, staged: Staged, text: Text) -> None:
+        """Lets a text write in a row; all of its tokens but the last are read into `staged`."""
+        tokens, num_written = [*text.prompt, *text.written], len(text.written)
         count = len(tokens)
         B, S = self._size
         self._resize(max(row + 1, B), max(count, S))
         self._put(tf.constant(row), *staged)
         self._tokens[row] = 0
         self._tokens[row, :count] = tokens
-        self._whole[row] = (tokens[-1], count - 1, left, request.top_k, num_prompt)
-        self._fractions[row] = (
-            request.temperature,
-            request.top_p,
-            request.min_p,
-            request.repetition_penalty,
-            request.presence_penalty,
-            request.frequency_penalty,
-        )
-        self._draws[row, : self.context_length] = draws
-        self._num_written[row] = count - num_prompt
-        self._wants_logprobs[row] = request.logprobs is not None
+        left = text.max_tokens - num_written
+        self._whole[row] = (tokens[-1], count - 1, left, text.request.top_k, len(text.prompt))
+        self._fractions[row] = _fractions(text.request)
+        self._draws[row, : self.context_length] = text.draws
+        self._num_written[row] = num_written
+        self._wants_logprobs[row] = text.request.logprobs is not None
 
     def move(self, source: int, target: int) -> None:
         self._move(tf.constant(source), tf.constant(target))
@@ -204,7 +215,7 @@ class Decoder:
     def reset(self) -> None:
         """Forgets all rows, as after a call that failed halfway."""
         self._size = (1, self.lengths[0])
-        for variable, spec in zip(self._cache, self._specs, strict=True):
+        for variable, spec in zip(self._cache, self.specs, strict=True):
             shape = [1, spec.shape[1], self.lengths[0], spec.shape[3]]
             variable.assign(tf.zeros(shape, spec.dtype))
 
@@ -217,7 +228,7 @@ class Decoder:
         lengths, left = self._whole[:num_rows, _LENGTH], self._whole[:num_rows, _LEFT]
         longest = int(np.max(lengths + np.minimum(left, num_steps)))
         B, _ = self._resize(num_rows, longest)
-        outputs = self._step(*self._inputs(num_rows, num_steps))
+        outputs = self._step(*self.inputs(num_rows, num_steps))
         steps, tokens, num_tokens, hit_end, logprobs, top_tokens, top_logprobs = (
             output.numpy() for output in outputs
         )
@@ -226,8 +237,8 @@ class Decoder:
             tokens, num_tokens, hit_end, logprobs, top_tokens, top_logprobs, B, int(steps)
         )
 
-    def _inputs(self, num_rows: int, num_steps: int) -> tuple[tf.Tensor, ...]:
-        """Of `_step`, for the cache as it is."""
+    def inputs(self, num_rows: int, num_steps: int) -> tuple[tf.Tensor, ...]:
+        """Of `write_steps`, for the cache and the rows as they are."""
         B, S = self._size
         whole = self._whole[:B].copy()
         whole[num_rows:] = 0  # nothing is left to write there
@@ -281,21 +292,28 @@ class Decoder:
 
     def _make_functions(self) -> None:
         ints, floats = tf.int32, tf.float32
-        one, ones = tf.TensorSpec([], ints), tf.TensorSpec([1], ints)
+        one, flag = tf.TensorSpec([], ints), tf.TensorSpec([], tf.bool)
         staged = [
             tf.TensorSpec([1, spec.shape[1], None, spec.shape[3]], spec.dtype)
-            for spec in self._specs
+            for spec in self.specs
         ]
         self._step = _function(
-            self._write_steps,
+            self.write_steps,
             tf.TensorSpec([None, 5], ints),
             tf.TensorSpec([None, 6 + self.max_steps], floats),
             tf.TensorSpec([None, None], ints),
             one,
-            tf.TensorSpec([], tf.bool),
+            flag,
         )
+        tokens = tf.TensorSpec([1, None], ints)
         self._read = _function(
-            self._read_chunk, tf.TensorSpec([1, None], ints), ones, ones, *staged
+            self._read_chunk,
+            tokens,
+            tf.TensorSpec([1, 5], ints),
+            tf.TensorSpec([1, 7], floats),
+            tokens,
+            flag,
+            *staged,
         )
         # Compiled, too: any other op after a compiled one copies all of a variable first, and a
         # thread that calls eight ops in turn waits eight times for the one of the event loop.
@@ -325,52 +343,74 @@ class Decoder:
             rows, slots = num_rows - tf.shape(kept)[0], num_slots - tf.shape(kept)[2]
             variable.assign(tf.pad(kept, [[0, rows], [0, 0], [0, slots], [0, 0]]))
 
-    def _read_chunk(self, tokens, num_tokens, position, *staged):  # type: ignore[no-untyped-def]
-        return self._decoded(tokens, num_tokens, position, staged)[1]
+    def _read_chunk(self, tokens, whole, fractions, text, wants_logprobs, *staged):  # type: ignore[no-untyped-def]
+        """A part of a prompt and, where something is left to write, the token behind it."""
+        logits, staged = self.decoded(tokens, whole[:, _TOKEN], whole[:, _LENGTH], staged)
+        choose, look = self._choosing(whole, fractions, wants_logprobs)
 
-    def _decoded(self, tokens, num_tokens, position, cache):  # type: ignore[no-untyped-def]
+        def first() -> Any:
+            token = choose(logits, text, fractions[:, -1])
+            return token, *look(logits, token)
+
+        nothing = tf.zeros([1], tf.int32), *self._no_notes(1)
+        return *tf.cond(whole[0, _LEFT] > 0, first, lambda: nothing), *staged
+
+    def decoded(self, tokens, num_tokens, position, cache):  # type: ignore[no-untyped-def]
         outputs = self._decode(
             **{s.TOKENS: tokens, s.NUM_TOKENS: num_tokens, s.POSITION: position},
             **dict(zip(self._names, cache, strict=True)),
         )
         return outputs[s.LOGITS], [outputs[name] for name in self._names]
 
-    def _write_steps(self, whole, fractions, text, num_steps, wants_logprobs):  # type: ignore[no-untyped-def]
-        """The loop over steps; inputs are as `write` makes them, B rows of each."""
-        token, length, left, top_k, num_prompt = tf.unstack(whole, axis=1)
+    def _no_notes(self, *rows: Any) -> tuple[tf.Tensor, ...]:
+        """What is told of tokens whose probabilities nobody asked for."""
+        top = min(s.NUM_TOP, self.vocabulary_size)
+        return tf.zeros(rows), tf.zeros([*rows, top], tf.int32), tf.zeros([*rows, top])
+
+    def _choosing(self, whole, fractions, wants_logprobs):  # type: ignore[no-untyped-def]
+        """How B rows with these settings choose their next token, and what is told of it."""
+        _, _, left, top_k, num_prompt = tf.unstack(whole, axis=1)
         temperature, top_p, min_p, *penalties = tf.unstack(fractions[:, :6], axis=1)
-        draws = fractions[:, 6:]
         options = Options(None, None, *penalties)
         is_off = (penalties[0] == 1.0) & (penalties[1] == 0.0) & (penalties[2] == 0.0)
         is_penalized = tf.reduce_any(~is_off & (left > 0))
-        B, T = tf.shape(text)[0], tf.shape(text)[1]
-        rows, places = tf.range(B), tf.range(T)[None, :]
-        top = min(s.NUM_TOP, self.vocabulary_size)
-        nothing = (tf.zeros([B]), tf.zeros([B, top], tf.int32), tf.zeros([B, top]))
 
-        def choose(step: Any, logits: Any, text: Any) -> Any:
+        def choose(logits: Any, text: Any, uniform: Any) -> Any:
             def lowered() -> Any:
-                answer = tf.where(places >= num_prompt[:, None], text, 0)
+                place = tf.range(tf.shape(text)[1])[None, :]
+                answer = tf.where(place >= num_prompt[:, None], text, 0)
                 return penalized(logits, text, answer, options)
 
             logits = tf.cond(is_penalized, lowered, lambda: logits)
             index = tf.range(self.vocabulary_size)
             logits = tf.where(index < END, tf.float32.min, logits)  # never written
-            return sample(logits, tf.gather(draws, step, axis=1), temperature, top_k, top_p, min_p)
+            return sample(logits, uniform, temperature, top_k, top_p, min_p)
 
         def look(logits: Any, token: Any) -> Any:
             def found() -> Any:
                 everything = tf.nn.log_softmax(logits)
+                top = min(s.NUM_TOP, self.vocabulary_size)
                 best, tokens = tf.math.top_k(everything, k=top)
                 return tf.gather(everything, token, batch_dims=1), tokens, best
 
+            nothing = self._no_notes(tf.shape(token)[0])
             return tf.cond(wants_logprobs, found, lambda: nothing)
+
+        return choose, look
+
+    def write_steps(self, whole, fractions, text, num_steps, wants_logprobs):  # type: ignore[no-untyped-def]
+        """The loop over steps, in a graph; inputs are those that `inputs` gives, B rows each."""
+        token, length, left, _, _ = tf.unstack(whole, axis=1)
+        draws = fractions[:, 6:]
+        choose, look = self._choosing(whole, fractions, wants_logprobs)
+        B, T = tf.shape(text)[0], tf.shape(text)[1]
+        rows = tf.range(B)
 
         def one_step(step: Any, token: Any, length: Any, text: Any, *state: Any) -> Any:
             num_tokens, is_finished, hit_end, outputs, cache = state
             # A finished row goes on in place, at most in the last slot: nobody reads it again.
-            logits, cache = self._decoded(token[:, None], tf.ones_like(token), length, cache)
-            token = choose(step, logits, text)
+            logits, cache = self.decoded(token[:, None], tf.ones_like(token), length, cache)
+            token = choose(logits, text, tf.gather(draws, step, axis=1))
             new = (token, *look(logits, token))
             outputs = [
                 tf.tensor_scatter_nd_update(y, [[step]], x[None])
@@ -389,12 +429,7 @@ class Decoder:
             is_finished = state[4]
             return (step < num_steps) & ~tf.reduce_all(is_finished)
 
-        outputs = [
-            tf.zeros([self.max_steps, B], tf.int32),
-            tf.zeros([self.max_steps, B]),
-            tf.zeros([self.max_steps, B, top], tf.int32),
-            tf.zeros([self.max_steps, B, top]),
-        ]
+        outputs = [tf.zeros([self.max_steps, B], tf.int32), *self._no_notes(self.max_steps, B)]
         none = tf.zeros([B], tf.bool)
         cache = [variable.read_value() for variable in self._cache]
         step, _, _, _, num_tokens, _, hit_end, outputs, cache = tf.while_loop(
@@ -416,9 +451,12 @@ class Decoder:
         )
         start = time.perf_counter()
 
+        def nothing(prompt: Sequence[int]) -> Text:
+            return Text(Request(prompt=""), prompt, np.zeros([self.context_length]), 1)
+
         def compile_reads() -> None:
             for T, S in reads:
-                self.read(self.empty(S), [0] * T, 0)
+                self.read(self.empty(S), nothing([0] * S), 0, T)
 
         with concurrent.futures.ThreadPoolExecutor(1) as beside:
             reading = beside.submit(compile_reads)
@@ -441,8 +479,8 @@ class Decoder:
                     )
             reading.result()
         progress(f"ready to write, {time.perf_counter() - start:.1f} s")
-        draws = self.draws(0)
-        self.put(0, self.empty(1), Request(prompt=""), [0], draws, num_prompt=1, left=1)
+        self.draws(0)
+        self.put(0, self.empty(1), nothing([0]))
         self.take(0)
         self.reset()
 
@@ -459,6 +497,18 @@ def _function(
         python, input_signature=signature, autograph=False, jit_compile=jit_compile
     )
     return function.get_concrete_function()
+
+
+def _fractions(request: Request) -> tuple[float, ...]:
+    """What a row brings besides its whole numbers and its draws."""
+    return (
+        request.temperature,
+        request.top_p,
+        request.min_p,
+        request.repetition_penalty,
+        request.presence_penalty,
+        request.frequency_penalty,
+    )
 
 
 def sizes_up_to(most: int, least: int, count: int, factor: int = 2) -> list[int]:

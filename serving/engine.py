@@ -1,8 +1,9 @@
 """Writes many texts at once: continuous batching over the steps of `serving/decoder.py`.
 
-One thread makes step after step: schedule, run, hand over; another reads prompts meanwhile. Callers
-are coroutines of any event loop, woken once a step, and make text of their tokens themselves: the
-engine's thread does nothing that somebody else has time for.
+Two threads, each of which schedules, runs and hands over, again and again: one reads prompts, each
+to its first token, while the other writes what follows. Callers are coroutines of any event loop,
+woken once a call, and make text of their tokens themselves: the engine's threads do nothing that
+somebody else has time for.
 """
 
 import asyncio
@@ -14,10 +15,10 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,33 +26,30 @@ from model.signatures import FINISH_LENGTH, FINISH_STOP
 from model.tokenizers import BEGIN
 from serving import metrics
 from serving.config import ServerConfig
-from serving.decoder import Decoder, Staged, Written
+from serving.decoder import Decoder, Staged, Text, Written
 from serving.errors import INTERNAL_TEXT, Code, ServingError
 from serving.next_tokens import ModelText, Runs
 from serving.prefix_cache import PrefixCache
 from serving.scheduler import Job, Plan, Read, Scheduler, State
-from serving.writing import Assembler, Piece, Request, TokenLogprob
+from serving.writing import Assembler, Piece, Request, token_logprobs
 
 log = logging.getLogger(__name__)
 
 MOST_LEARNED = 2**17  # tokens of a vocabulary whose bytes are asked for at load
+
+Todo = TypeVar("Todo")  # what one of the threads does next
 
 
 @dataclass(eq=False)
 class _Stream:
     """One answer on its way to its caller."""
 
-    request: Request
+    text: Text
     job: Job
     loop: asyncio.AbstractEventLoop
-    draws: np.ndarray  # its random numbers, float32 (context length,)
     parts: "asyncio.Queue[_Part | ServingError]" = field(default_factory=asyncio.Queue)
+    cached: list[np.ndarray] = field(default_factory=list)  # of its prompt's beginning
     staged: Staged | None = None  # what was read of it and is in no row
-    written: list[int] = field(default_factory=list)
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        return (*self.job.prompt, *self.written)
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Engine(ModelText):
     """A `Writer` for networks with `decode`: the texts of all callers share the steps.
 
     A text, seed included, is the one that `serving_default` and `next_tokens` write, as far as
-    rounding goes. Closing the iterator of `write` frees the slot by the end of the step that runs.
+    rounding goes. Closing the iterator of `write` frees the slot, and its row when the call ends.
     """
 
     def __init__(
@@ -97,18 +95,20 @@ class Engine(ModelText):
         self._can_spell = bool(self._spelling) and decoder.vocabulary_size <= MOST_LEARNED
         if self._spelling and self._can_spell:
             self._spelling.learn(range(decoder.vocabulary_size))
-        self._streams: dict[Job, _Stream] = {}  # of the engine's thread alone, as the scheduler
-        self._ready: list[tuple[_Stream, _Part | ServingError]] = []  # to be handed over
-        self._reader = concurrent.futures.ThreadPoolExecutor(1, f"reader-{self.name}")
-        self._reading: tuple[tuple[Read, ...], concurrent.futures.Future[list[Staged]]] | None
-        self._reading = None
-        # Held for moments; notified when one of the next three changes.
+        # Held for moments: of the scheduler and of what is here. Notified when something changes.
         self._changed = threading.Condition()
-        self._new: list[_Stream] = []
-        self._left: list[_Stream] = []
+        self._streams: dict[Job, _Stream] = {}  # of those who have not ended
         self._is_closing = False
-        self._thread = threading.Thread(target=self._work, name=f"engine-{self.name}", daemon=True)
-        self._thread.start()
+        plans = (
+            ("read", self.scheduler.next_read, self._read),
+            ("write", self.scheduler.next_call, self._write),
+        )
+        self._threads = [
+            threading.Thread(target=self._go_on, args=work, name=f"{name}-{self.name}", daemon=True)
+            for name, *work in plans
+        ]
+        for thread in self._threads:
+            thread.start()
         _ENGINES.add(self)
 
     # ------------------------------------------------------------ for callers
@@ -122,19 +122,20 @@ class Engine(ModelText):
             return
         deadline = math.inf if request.deadline is None else request.deadline
         job = Job(tokens, left, request.caller, deadline)
-        stream = _Stream(request, job, asyncio.get_running_loop(), draws)
+        stream = _Stream(Text(request, tokens, draws, left), job, asyncio.get_running_loop())
         with self._changed:
-            self._refuse_when_closing()
-            self._new.append(stream)
-            self._changed.notify()
+            if self._is_closing:
+                raise _closed(self.name)
+            self.scheduler.submit(job)
+            self._streams[job] = stream
+            self._changed.notify_all()
         try:
             async with contextlib.aclosing(self._pieces(stream)) as pieces:
                 async for piece in pieces:
                     yield piece
         finally:
             with self._changed:
-                self._left.append(stream)
-                self._changed.notify()
+                self._end(job)
 
     async def _in_own_thread(self, work: Callable[..., Any], *args: Any) -> Any:
         try:
@@ -147,8 +148,8 @@ class Engine(ModelText):
         return self._prompt(request), self.decoder.draws(request.seed)
 
     async def _pieces(self, stream: _Stream) -> AsyncGenerator[Piece, None]:
-        """What the engine's thread hands over, as pieces of text."""
-        assembler: Assembler | None = None
+        """What the engine's threads hand over, as pieces of text."""
+        request, assembler = stream.text.request, None
         written: list[int] = []
         text = ""  # of `written`, for tokenizers that are no concatenation of bytes
         while assembler is None or not assembler.finish_reason:
@@ -157,7 +158,7 @@ class Engine(ModelText):
                 raise part
             if assembler is None:
                 assembler = Assembler(
-                    stream.request,
+                    request,
                     num_prompt_tokens=len(stream.job.prompt) - 1,
                     num_cached_tokens=max(stream.job.num_cached - 1, 0),  # without BEGIN
                 )
@@ -166,190 +167,180 @@ class Engine(ModelText):
             )
             spelled, text = spell() if self._can_spell else await self._in_thread(spell)
             written += part.tokens
-            logprobs = _logprobs(part, stream.request)
+            count, row = len(part.tokens), part.row
+            logprobs = token_logprobs(
+                part.written.logprobs[:count, row],
+                part.written.top_tokens[:count, row],
+                part.written.top_logprobs[:count, row],
+                request.logprobs,
+            )
             yield assembler.add(part.tokens, spelled, logprobs, part.reason)
 
     def close(self) -> None:
-        """Ends the thread; who still writes or waits gets UNAVAILABLE."""
+        """Ends the threads; who still writes or waits gets UNAVAILABLE."""
+        self._refuse()
+        for thread in self._threads:
+            thread.join()
+        self._texts_threads.shutdown()
+        _ENGINES.discard(self)
+
+    def _refuse(self) -> None:
+        """From now on, and whoever is there."""
         with self._changed:
             self._is_closing = True
-            self._changed.notify()
-        self._thread.join()
-        self._reader.shutdown()
-        self._texts_threads.shutdown()
+            for job in list(self._streams):
+                self._fail(job, _closed(self.name))
+            self._changed.notify_all()
 
-    def _refuse_when_closing(self) -> None:
-        if self._is_closing:
-            raise _closed(self.name)
+    def look(self, read: "Callable[[Engine], int]") -> int:
+        """A count of the moment, while nobody changes it."""
+        with self._changed:
+            return read(self)
 
-    # ------------------------------------------------------------ the engine's thread
+    # ------------------------------------------------------------ the engine's threads
 
-    def _work(self) -> None:
-        while True:
+    def _go_on(
+        self, ask: Callable[[], Todo | None], run: Callable[[Todo, dict[Job, _Stream]], None]
+    ) -> None:
+        """A thread: schedule, run, hand over, until the engine is closed."""
+        try:
+            while todo := self._next(ask):
+                run(*todo)
+        except Exception:
+            log.exception("Model %s: the engine cannot go on; load the version anew.", self.name)
+            self._refuse()
+
+    def _next(self, ask: Callable[[], Todo | None]) -> tuple[Todo, dict[Job, _Stream]] | None:
+        """What there is to do, once there is something, and the streams of that moment: who has
+        left since is still among them. None when the engine is closed."""
+        with self._changed:
+            self._changed.notify_all()  # by what was done last, the other one may have to do
+            while not self._is_closing:
+                for job in self.scheduler.expired():
+                    message = (
+                        f"The text was not finished in time; {job.num_written} tokens were written."
+                    )
+                    self._fail(job, ServingError(Code.DEADLINE_EXCEEDED, message))
+                if found := ask():
+                    return found, dict(self._streams)
+                self._changed.wait()
+        return None
+
+    def _read(self, read: Read, streams: dict[Job, _Stream]) -> None:
+        """A part of a prompt; with its end comes the first token of the answer."""
+        job, stream = read.job, streams[read.job]
+        try:
+            if stream.staged is None:
+                metrics.observe_admission(self.name, job.begun - job.since, job.num_cached)
+                stream.staged = self.decoder.empty(len(job.prompt), stream.cached)
+                stream.cached = []
+            stream.staged, written = self.decoder.read(
+                stream.staged, stream.text, read.start, read.count
+            )
+            staged = stream.staged
             with self._changed:
-                while not (self._new or self._left or self._is_closing or self._streams):
-                    self._changed.wait()
-                if self._is_closing:
-                    new, self._new = self._new, []
-                    break
-            try:
-                self.step()
-            except Exception:
-                log.exception("Model %s: a step of the engine failed.", self.name)
-                self._recover()
-            self._hand_over()
-        for stream in (*new, *self._streams.values()):
-            self._ready.append((stream, _closed(self.name)))
-        self._hand_over()
+                self.scheduler.has_read(job, read.count)
+                if written:
+                    self._give_out((job,), written)
+            if written and self.prefix_cache.max_bytes:
+                self.prefix_cache.put(
+                    job.prompt[:-1], functools.partial(self.decoder.values, staged)
+                )
+        except Exception:
+            log.exception("Model %s: a prompt could not be read; the engine goes on.", self.name)
+            with self._changed:
+                self._fail(job, ServingError(Code.INTERNAL, INTERNAL_TEXT))
 
-    def step(self) -> None:
-        """Schedule, run, hand over."""
-        self._take_in()
-        self._end_reads()
-        plan = self.scheduler.schedule(may_read=self._reading is None)
-        for job in plan.expired:
-            stream = self._streams.pop(job)
-            message = f"The text was not finished in time; {job.num_written} tokens were written."
-            self._ready.append((stream, ServingError(Code.DEADLINE_EXCEEDED, message)))
-        self._arrange(plan)
-        self._begin_reads(plan)
-        if plan.writes:
+    def _write(self, plan: Plan, streams: dict[Job, _Stream]) -> None:
+        """What follows, of all who have a row."""
+        try:
+            self._arrange(plan, streams)
+            if not plan.writes:
+                return
             start = time.perf_counter()
             written = self.decoder.write(len(plan.writes), plan.num_steps)
-            self.scheduler.took(written.num_steps, time.perf_counter() - start)
-            metrics.observe_generation(self.name, len(plan.writes), written.batch_size)
-            self._give_out(plan.writes, written)
-        elif self._reading:
-            concurrent.futures.wait([self._reading[1]])
-
-    def _take_in(self) -> None:
+            seconds = time.perf_counter() - start
+        except Exception:
+            log.exception("Model %s: a call of the engine failed.", self.name)
+            self._recover()
+            return
+        metrics.observe_generation(self.name, len(plan.writes), written.batch_size)
         with self._changed:
-            new, self._new = self._new, []
-            left, self._left = self._left, []
-        for stream in new:
-            try:
-                self.scheduler.submit(stream.job)
-                self._streams[stream.job] = stream
-            except ServingError as error:
-                self._ready.append((stream, error))
-        for stream in left:
-            if self._streams.pop(stream.job, None):
-                self.scheduler.leave(stream.job)
+            self.scheduler.took(written.num_steps, seconds)
+            self._give_out(plan.writes, written)
 
-    def _arrange(self, plan: Plan) -> None:
-        """Slots and rows as they are from now on."""
+    def _arrange(self, plan: Plan, streams: dict[Job, _Stream]) -> None:
+        """Rows as they are from now on."""
         for job, row in plan.put_off:
-            self._streams[job].staged = self.decoder.take(row)
-        for job in plan.begun:
-            blocks = self.prefix_cache.find(job.prompt[:-1])
-            self._streams[job].staged = self.decoder.empty(len(job.prompt), blocks)
-        for job in plan.admitted:
-            if not job.is_put_off:
-                metrics.observe_admission(self.name, job.admitted - job.since, job.num_cached)
+            streams[job].staged = self.decoder.take(row)
         for source, target in plan.moves:
             self.decoder.move(source, target)
-        for job in plan.joins:
-            stream = self._streams[job]
-            if job.row is None or stream.staged is None:
-                raise RuntimeError("A text joins without a row or without what it read")
-            self.decoder.put(
-                job.row,
-                stream.staged,
-                stream.request,
-                stream.tokens,
-                stream.draws,
-                num_prompt=len(job.prompt),
-                left=job.max_tokens - job.num_written,
-            )
+        for job, row in plan.joins:
+            stream = streams[job]
+            if stream.staged is None:
+                raise RuntimeError("A text joins without what it read")
+            self.decoder.put(row, stream.staged, stream.text)
             stream.staged = None
 
-    def _begin_reads(self, plan: Plan) -> None:
-        if not plan.reads:
-            return
-        work = []
-        for read in plan.reads:
-            staged = self._streams[read.job].staged
-            if staged is None:
-                raise RuntimeError("A text reads into nothing")
-            work.append((staged, read.tokens, read.start))
-        self._reading = plan.reads, self._reader.submit(self._read, work)
+    def _recover(self) -> None:
+        """After a call that failed: whoever was in a row has lost what was there, all others go on.
 
-    def _read(self, work: list[tuple[Staged, tuple[int, ...], int]]) -> list[Staged]:
-        """In the reader's thread."""
-        return [self.decoder.read(*one) for one in work]
+        Raises if the decoder cannot begin anew.
+        """
+        with self._changed:
+            for job, stream in list(self._streams.items()):
+                is_lost = stream.staged is None and job.num_written > 0
+                if job.state is State.WRITING or is_lost:
+                    self._fail(job, ServingError(Code.INTERNAL, INTERNAL_TEXT))
+        self.decoder.reset()
 
-    def _end_reads(self) -> None:
-        """Takes what was read, if all of it was."""
-        if self._reading is None or not self._reading[1].done():
-            return
-        (reads, future), self._reading = self._reading, None
-        try:
-            found = future.result()
-        except Exception:
-            log.exception("Model %s: prompts could not be read; the engine goes on.", self.name)
-            self._fail([read.job for read in reads])
-            return
-        for read, staged in zip(reads, found, strict=True):
-            if read.job not in self._streams:  # its caller has left meanwhile
-                continue
-            self._streams[read.job].staged = staged
-            self.scheduler.has_read(read.job, read.count)
-            if not read.job.num_unread and self.prefix_cache.max_bytes:
-                self.prefix_cache.put(
-                    read.job.prompt[:-1],
-                    functools.partial(self.decoder.values, staged),
-                )
+    # ------------------------------------------------------------ with `_changed` held
 
-    def _give_out(self, jobs: tuple[Job, ...], written: Written) -> None:
+    def _num_cached(self, job: Job) -> int:
+        stream = self._streams[job]
+        stream.cached = self.prefix_cache.find(job.prompt[:-1])
+        return len(stream.cached) * self.prefix_cache.block
+
+    def _give_out(self, jobs: Sequence[Job], written: Written) -> None:
+        parts: list[tuple[_Stream, _Part | ServingError]] = []
         for row, job in enumerate(jobs):
-            stream = self._streams[job]
+            stream = self._streams.get(job)
+            if stream is None:  # its caller has left meanwhile
+                continue
             tokens = written.tokens[: int(written.num_tokens[row]), row].tolist()
             self.scheduler.has_written(job, len(tokens))
-            stream.written += tokens
+            stream.text.written += tokens
             reason = None
             if written.hit_end[row]:
                 reason = FINISH_STOP
             elif job.num_written >= job.max_tokens:
                 reason = FINISH_LENGTH
-            self._ready.append((stream, _Part(tokens, reason, written, row)))
+            parts.append((stream, _Part(tokens, reason, written, row)))
             if reason:
-                self.scheduler.leave(job)
-                del self._streams[job]
+                self._end(job)
+        self._hand_over(parts)
 
-    def _num_cached(self, job: Job) -> int:
-        return len(self.prefix_cache.find(job.prompt[:-1])) * self.prefix_cache.block
+    def _fail(self, job: Job, error: ServingError) -> None:
+        if stream := self._streams.get(job):
+            self._end(job)
+            self._hand_over([(stream, error)])
 
-    def _recover(self) -> None:
-        """After an error: whoever holds a slot has lost it, whoever waits goes on waiting. If the
-        decoder cannot begin anew, the engine ends and refuses all."""
-        self._fail(
-            [job for job in self._streams if job.state is not State.WAITING or job.is_put_off]
-        )
-        try:
-            self.decoder.reset()
-        except Exception:
-            log.exception("Model %s: the engine cannot go on; load the version anew.", self.name)
-            with self._changed:
-                self._is_closing = True
+    def _end(self, job: Job) -> None:
+        if self._streams.pop(job, None):
+            self.scheduler.leave(job)
+            self._changed.notify_all()
 
-    def _fail(self, jobs: list[Job]) -> None:
-        for job in jobs:
-            if stream := self._streams.pop(job, None):
-                self.scheduler.leave(job)
-                self._ready.append((stream, ServingError(Code.INTERNAL, INTERNAL_TEXT)))
-
-    def _hand_over(self) -> None:
+    def _hand_over(self, parts: list[tuple[_Stream, "_Part | ServingError"]]) -> None:
         """Wakes each event loop once, however many of its callers get something."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, _Part | ServingError]]] = {}
-        for stream, part in self._ready:
+        for stream, part in parts:
             by_loop.setdefault(stream.loop, []).append((stream, part))
-        self._ready = []
-        for loop, parts in by_loop.items():
+        for loop, some in by_loop.items():
             try:
-                loop.call_soon_threadsafe(_put, parts)
+                loop.call_soon_threadsafe(_put, some)
             except RuntimeError:  # the loop has ended, and with it whoever waited
-                with self._changed:
-                    self._left += [stream for stream, _ in parts]
+                for stream, _ in some:
+                    self._end(stream.job)
 
 
 def engine_for(
@@ -383,7 +374,10 @@ _ENGINES: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 
 
 def _watch(name: str, read: Callable[[Engine], int]) -> None:
-    metrics.watch(f"/stepwise/serving/generation_{name}", lambda: sum(map(read, list(_ENGINES))))
+    def total() -> int:
+        return sum(engine.look(read) for engine in list(_ENGINES))
+
+    metrics.watch(f"/stepwise/serving/generation_{name}", total)
 
 
 _watch("waiting", lambda engine: engine.scheduler.num_waiting)
@@ -402,22 +396,3 @@ def _closed(name: str) -> ServingError:
     return ServingError(
         Code.UNAVAILABLE, f"Model {name!r} is being unloaded; try again later or elsewhere."
     )
-
-
-def _logprobs(part: _Part, request: Request) -> list[TokenLogprob]:
-    if request.logprobs is None:
-        return []
-    written, row, num_top = part.written, part.row, request.logprobs
-    return [
-        TokenLogprob(
-            float(written.logprobs[step, row]),
-            tuple(
-                zip(
-                    written.top_tokens[step, row, :num_top].tolist(),
-                    written.top_logprobs[step, row, :num_top].tolist(),
-                    strict=True,
-                )
-            ),
-        )
-        for step in range(len(part.tokens))
-    ]

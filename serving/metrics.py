@@ -154,7 +154,7 @@ _next_token = _latency("/stepwise/serving/time_between_tokens", "model_name")
 _prompt_tokens = _Counter("/stepwise/serving/prompt_tokens", "model_name")
 _written_tokens = _Counter("/stepwise/serving/written_tokens", "model_name")
 
-# Of the engine that writes: how long a text waits for a slot, microseconds; rows that write in a
+# Of the engine that writes: how long a prompt waits to be read, microseconds; rows that write in a
 # call, and rows computed; tokens of prompts that were in the cache.
 _generation_queue = _latency("/stepwise/serving/generation_queue_latency", "model_name")
 _generation_rows = _Counter("/stepwise/serving/generation_rows", "model_name")
@@ -252,7 +252,7 @@ def count_tokens(model: str, num_prompt: int, num_written: int) -> None:
 
 
 def observe_admission(model: str, seconds: float, num_cached: int) -> None:
-    """A text got a slot of the engine after so long, so many tokens of its prompt being cached."""
+    """A prompt began to be read after so long, so many of its tokens being cached."""
     _generation_queue.observe(seconds * 1e6, model)
     _cached_tokens.add(num_cached, model)
 

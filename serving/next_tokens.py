@@ -28,6 +28,7 @@ from serving.writing import (
     check_tokens,
     differences,
     last_tokens,
+    token_logprobs,
 )
 
 ROWS_AT_ONCE = 256  # in one call of a signature
@@ -319,15 +320,9 @@ def _column(texts: Sequence[str]) -> np.ndarray:
 
 def _logprobs(outputs: Arrays, row: int, count: int, num_top: int | None) -> list[TokenLogprob]:
     """Those of the first `count` places of a row, none if they are not asked for."""
-    if num_top is None:
-        return []
-    own = outputs[signatures.LOGPROBS][row, :count].tolist()
-    tops = zip(
-        outputs[signatures.TOP_TOKENS][row, :count, :num_top].tolist(),
-        outputs[signatures.TOP_LOGPROBS][row, :count, :num_top].tolist(),
-        strict=True,
+    return token_logprobs(
+        outputs[signatures.LOGPROBS][row, :count],
+        outputs[signatures.TOP_TOKENS][row, :count],
+        outputs[signatures.TOP_LOGPROBS][row, :count],
+        num_top,
     )
-    return [
-        TokenLogprob(logprob, tuple(zip(tokens, logprobs, strict=True)))
-        for logprob, (tokens, logprobs) in zip(own, tops, strict=True)
-    ]

@@ -1,8 +1,10 @@
-"""Who reads and who writes in the next step of the engine. Plain Python, no TensorFlow, no threads.
+"""Who reads and who writes next in the engine. Plain Python, no TensorFlow, no threads.
 
-A job waits for a slot, reads its prompt a chunk at a time, then writes until it is done. Slots are
-room in the cache, rows are places in the batch: only who writes has one, and rows have no holes, so
-that a batch is never larger than what writes. Times are seconds of the clock that is given.
+A job waits for a slot, reads its prompt a chunk at a time, which gives its first token, then gets a
+row and writes until it is done. Slots are room in the cache, rows are places in the batch: only who
+writes has one, and rows have no holes, so that a batch is never larger than what writes. Reading
+and writing go on side by side, each asking for what is next when it is done. Times are seconds of
+the clock that is given.
 """
 
 import itertools
@@ -15,12 +17,9 @@ from enum import Enum
 
 from serving.errors import Code, ServingError
 
-# A call into the network is as many steps as fit in this time: whoever comes, or leaves, waits no
-# longer for its end, and a reader sees tokens come at least so often.
+# A call that writes is as many steps as fit in this time: whoever has read its prompt waits no
+# longer for a row, and a caller sees tokens come at least so often.
 CALL_SECONDS = 0.02
-# While somebody's first token is still to come, unless others wait for a slot even so: then short
-# calls, each of which costs a millisecond besides its steps, would make everybody's wait longer.
-JOINING_SECONDS = 0.01
 PASSED_OVER_AT_MOST = 4  # times that shorter prompts are read before a longer one
 
 
@@ -34,7 +33,7 @@ class State(Enum):
 @dataclass(eq=False)
 class Job:
     """One text to write. Tokens whose keys and values are there, `num_read`, are a beginning of the
-    prompt; its last token is not read but given to the first step that writes."""
+    prompt; who has read its last token has written the first one behind it."""
 
     prompt: tuple[int, ...]  # BEGIN and what follows
     max_tokens: int  # for which the context has room
@@ -46,50 +45,43 @@ class Job:
     num_cached: int = 0  # of num_read, those that were there already
     num_written: int = 0
     since: float = 0.0  # when it began to wait
+    begun: float = math.inf  # when it began to be read
     admitted: float = 0.0  # when it last got a slot
     num_written_before: int = 0  # when it last got a slot
     num_passed_over: int = 0
-    is_begun: bool = False  # there is room for what it reads
     is_put_off: bool = False  # it had a slot and lost it
 
     @property
-    def num_unread(self) -> int:
-        return len(self.prompt) - 1 - self.num_read
+    def is_begun(self) -> bool:
+        return self.begun < math.inf
 
     @property
-    def length(self) -> int:
-        """Tokens in front of the one that is given to the next step."""
-        return len(self.prompt) + self.num_written - 1
+    def num_unread(self) -> int:
+        return len(self.prompt) - self.num_read
 
 
 @dataclass(frozen=True)
 class Read:
+    """Of a prompt `count` tokens from `start` on."""
+
     job: Job
     start: int
-    count: int  # tokens of the prompt from `start` on
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        return self.job.prompt[self.start : self.start + self.count]
+    count: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do in one step, in this order."""
+    """What a call that writes does, in this order."""
 
-    expired: tuple[Job, ...] = ()  # whose time is up; they hold nothing any more
-    put_off: tuple[tuple[Job, int], ...] = ()  # (job, row): keep what the row holds for later
-    begun: tuple[Job, ...] = ()  # make room for what they read
-    admitted: tuple[Job, ...] = ()  # that have a slot from now on
-    moves: tuple[tuple[int, int], ...] = ()  # (from, to): copy a row
-    joins: tuple[Job, ...] = ()  # put what they have read into their row
-    reads: tuple[Read, ...] = ()  # while the others write
-    writes: tuple[Job, ...] = ()  # by row: 0, 1, 2, ...
-    num_steps: int = 0  # tokens that each of them writes, at most
+    put_off: tuple[tuple[Job, int], ...]  # (job, row): keep what the row holds for later
+    moves: tuple[tuple[int, int], ...]  # (from, to): copy a row
+    joins: tuple[tuple[Job, int], ...]  # (job, row): put what it has read, or was kept, there
+    writes: tuple[Job, ...]  # by row: 0, 1, 2, ...
+    num_steps: int  # tokens that each of them writes, at most
 
 
 class Scheduler:
-    """Decides, and keeps count of rows and slots. Not safe to call from several threads.
+    """Decides, and keeps count of rows and slots. One thread at a time.
 
     A free slot goes to the caller with the fewest slots, of those to the one that has waited
     longest for a turn; each caller's jobs go in their order. When all slots are taken and a job has
@@ -97,10 +89,9 @@ class Scheduler:
     slot it got last; that job goes on later where it was. It has written `quantum` tokens by then,
     so no two callers throw each other out at every step.
 
-    In a step at most `chunk` tokens of prompts are read, the prompt with the fewest left first, so
-    a long prompt holds up neither those who write nor short prompts that come after it. When all
-    slots are taken, those who are next are read already, a quarter as many as there are slots, so
-    that a slot is empty at no step.
+    At most `chunk` tokens are read at once, of the prompt with the fewest left, so a long prompt
+    does not hold up short ones that come after it. When all slots are taken, those who are next are
+    read already, a quarter as many as there are slots, so that a slot is empty at no step.
     """
 
     def __init__(
@@ -115,7 +106,8 @@ class Scheduler:
         num_cached: Callable[[Job], int] = lambda job: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`num_cached(job)`, asked before a job is read: tokens that need not be."""
+        """`num_cached(job)`, asked when a job begins to be read: tokens that need not be, but never
+        all of them."""
         self.num_slots, self.chunk, self.max_steps = num_slots, chunk, max_steps
         self.max_waiting, self.patience, self.quantum = max_waiting, patience, quantum
         self.num_ahead = -(-num_slots // 4)  # read before they have a slot
@@ -123,7 +115,7 @@ class Scheduler:
         self._waiting: dict[str, deque[Job]] = {}  # by caller, in the order of their next turns
         self._reading: list[Job] = []
         self._rows: list[Job | None] = []  # who writes; None where somebody has left
-        self._ready: list[Job] = []  # have read all and get their row in the next step
+        self._ready: list[Job] = []  # have read all and get their row in the next call
         self._seconds_per_step = 0.0  # 0: not known yet
 
     # ------------------------------------------------------------ what the engine tells
@@ -167,37 +159,43 @@ class Scheduler:
 
     # ------------------------------------------------------------ what is decided
 
-    def schedule(self, *, may_read: bool = True) -> Plan:
-        """`may_read` is False while what an earlier plan gives to read is not all read."""
+    def expired(self) -> list[Job]:
+        """Those whose time is up; they have to leave."""
         now = self._clock()
-        expired = [job for job in self._jobs() if job.deadline <= now]
-        for job in expired:
-            self.leave(job)
-        put_off = self._put_off(now)
-        begun: list[Job] = []
-        admitted = self._admit(now, begun)
-        joins, self._ready = self._ready, []
-        moves = self._seat(joins)
-        for job in joins:
-            job.state = State.WRITING
-        writes = tuple(job for job in self._rows if job is not None)
-        reads = self._reads(begun) if may_read else []
-        return Plan(
-            tuple(expired),
-            tuple(put_off),
-            tuple(begun),
-            tuple(admitted),
-            tuple(moves),
-            tuple(joins),
-            tuple(reads),
-            writes,
-            self._num_steps(writes) if writes else 0,
-        )
+        return [job for job in self._jobs() if job.deadline <= now]
 
-    def _put_off(self, now: float) -> list[tuple[Job, int]]:
+    def next_read(self) -> Read | None:
+        """What to read now, if anything; `has_read` is told before this is asked again."""
+        self._admit()
+        may_be_read = self._reading or [job for job in self._next() if job.num_unread][:1]
+        if not may_be_read:
+            return None
+        job = min(
+            may_be_read,
+            key=lambda job: (job.num_passed_over < PASSED_OVER_AT_MOST, job.num_unread),
+        )
+        for other in self._reading:
+            other.num_passed_over += other is not job
+        if not job.is_begun:
+            job.begun = self._clock()
+            job.num_read = job.num_cached = self._num_cached(job)
+        return Read(job, job.num_read, min(job.num_unread, self.chunk))
+
+    def next_call(self) -> Plan | None:
+        """What to write now, if there is anything."""
+        put_off = self._put_off()
+        self._admit()
+        joins, moves = self._seat()
+        writes = tuple(job for job in self._rows if job is not None)
+        if not writes and not put_off:
+            return None
+        num_steps = self._num_steps(writes) if writes else 0
+        return Plan(tuple(put_off), tuple(moves), tuple(joins), writes, num_steps)
+
+    def _put_off(self) -> list[tuple[Job, int]]:
         if self.num_free or not self._waiting:
             return []
-        held = self._held()
+        now, held = self._clock(), self._held()
         caller = min(self._waiting, key=lambda caller: held.get(caller, 0))
         if now - self._waiting[caller][0].since < self.patience:
             return []
@@ -216,29 +214,23 @@ class Scheduler:
         self._waiting.setdefault(job.caller, deque()).appendleft(job)
         return [(job, row)]
 
-    def _admit(self, now: float, begun: list[Job]) -> list[Job]:
-        admitted = []
+    def _admit(self) -> None:
         for job in itertools.islice(_turns(self._waiting, self._held()), self.num_free):
-            job.admitted, job.num_written_before = now, job.num_written
-            self._begin(job, begun)
+            job.admitted, job.num_written_before = self._clock(), job.num_written
             job.state = State.READING
-            (self._reading if job.num_unread > 0 else self._ready).append(job)
-            admitted.append(job)
-        return admitted
+            (self._reading if job.num_unread else self._ready).append(job)
 
-    def _begin(self, job: Job, begun: list[Job]) -> None:
-        if not job.is_begun:
-            job.num_read = job.num_cached = self._num_cached(job)
-            job.is_begun = True
-            begun.append(job)
-
-    def _seat(self, joins: list[Job]) -> list[tuple[int, int]]:
-        """Gives those who join their rows; returns the rows that move so that no hole is left."""
+    def _seat(self) -> tuple[list[tuple[Job, int]], list[tuple[int, int]]]:
+        """Gives those who are ready their rows; returns these, and the rows that move so that no
+        hole is left."""
         holes = deque(row for row, job in enumerate(self._rows) if job is None)
-        for job in joins:
-            job.row = holes.popleft() if holes else len(self._rows)
-            self._rows[job.row : job.row + 1] = [job]
-        moves = []
+        joins, moves = [], []
+        for job in self._ready:
+            row = holes.popleft() if holes else len(self._rows)
+            self._rows[row : row + 1] = [job]
+            job.row, job.state = row, State.WRITING
+            joins.append((job, row))
+        self._ready = []
         while holes:
             last = self._rows.pop()
             if last is None:
@@ -247,29 +239,7 @@ class Scheduler:
             source, hole = len(self._rows), holes.popleft()
             moves.append((source, hole))
             self._rows[hole], last.row = last, hole
-        return moves
-
-    def _reads(self, begun: list[Job]) -> list[Read]:
-        """The prompt with the fewest tokens left first, but none is passed over too often."""
-        left, reads = self.chunk, []
-        in_order = sorted(
-            self._reading,
-            key=lambda job: (job.num_passed_over < PASSED_OVER_AT_MOST, job.num_unread),
-        )
-        for job in in_order:
-            if left > 0:
-                count = min(job.num_unread, left)
-                reads.append(Read(job, job.num_read, count))
-                left -= count
-            else:
-                job.num_passed_over += 1
-        for job in self._next() if left > 0 else ():
-            self._begin(job, begun)
-            if left > 0 and job.num_unread > 0:
-                count = min(job.num_unread, left)
-                reads.append(Read(job, job.num_read, count))
-                left -= count
-        return reads
+        return joins, moves
 
     def _next(self) -> list[Job]:
         """Who will get the next slots, as things are, but for those put off, who have been read.
@@ -277,10 +247,10 @@ class Scheduler:
         Where turns changed after some were read, others wait: what is held stays within bounds.
         """
         waiting = {caller: deque(jobs) for caller, jobs in self._waiting.items()}
-        has_read = [
+        is_ahead = [
             job.is_begun and not job.is_put_off for jobs in waiting.values() for job in jobs
         ]
-        room = self.num_ahead - sum(has_read)
+        room = self.num_ahead - sum(is_ahead)
         turns = _turns(waiting, self._held())
         following = []
         for job in itertools.islice(turns, self.num_ahead):
@@ -291,13 +261,10 @@ class Scheduler:
         return following
 
     def _num_steps(self, writes: tuple[Job, ...]) -> int:
-        is_joining = bool(self._reading) or any(job.num_written == 0 for job in writes)
-        is_short = is_joining and not self._waiting
-        seconds = JOINING_SECONDS if is_short else CALL_SECONDS
-        wanted = max(job.max_tokens - job.num_written for job in writes)
         if not self._seconds_per_step:
             return 1
-        return max(1, min(self.max_steps, wanted, int(seconds / self._seconds_per_step)))
+        wanted = max(job.max_tokens - job.num_written for job in writes)
+        return max(1, min(self.max_steps, wanted, int(CALL_SECONDS / self._seconds_per_step)))
 
     # ------------------------------------------------------------ counts
 
@@ -325,10 +292,6 @@ class Scheduler:
             if job.state is not State.WAITING:
                 held[job.caller] = held.get(job.caller, 0) + 1
         return held
-
-    def jobs(self) -> list[Job]:
-        """All that are not done."""
-        return list(self._jobs())
 
     def _jobs(self) -> Iterator[Job]:
         waiting = itertools.chain.from_iterable(self._waiting.values())

@@ -260,6 +260,21 @@ class Assembler:
         return text[: len(text) - held], False
 
 
+def token_logprobs(
+    logprobs: np.ndarray, top_tokens: np.ndarray, top_logprobs: np.ndarray, num_top: int | None
+) -> list[TokenLogprob]:
+    """Of the tokens of a row, float (T,), with `num_top` of their alternatives, (T, at least so
+    many); none if that is None."""
+    if num_top is None:
+        return []
+    return [
+        TokenLogprob(logprob, tuple(zip(tokens[:num_top], likely[:num_top], strict=True)))
+        for logprob, tokens, likely in zip(
+            logprobs.tolist(), top_tokens.tolist(), top_logprobs.tolist(), strict=True
+        )
+    ]
+
+
 def last_tokens(prompt: Sequence[int], max_tokens: int, context_length: int) -> tuple[int, ...]:
     """The end of a prompt that, behind BEGIN, leaves room for the answer in the context: for its
     `max_tokens`, but at most half of the context, and one at least."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +16,15 @@ import tensorflow as tf
 from openai_server import serving
 
 from model import signatures as s
-from serving import servable
+from serving import metrics, servable
 from serving.config import ServerConfig
+from serving.decoder import Decoder, Text
 from serving.engine import Engine
 from serving.errors import Code, ServingError
 from serving.next_tokens import NextTokensWriter
 from serving.repository import Repository
 from serving.writing import Request
+from tests.tiny_writer import tiny_writer as make_writer
 
 pytestmark = pytest.mark.xdist_group("tiny_writer")  # an engine is compiled once, in one process
 
@@ -39,7 +42,7 @@ def loaded(writer_exports):
     one = servable.loader(SETTINGS)("writer", 1, writer_exports / "writer" / "1")
     yield one
     one.close()
-    assert not one.writer._thread.is_alive()
+    assert not any(thread.is_alive() for thread in one.writer._threads)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,21 @@ def collect(writer, *requests):
 
 def text_of(pieces):
     return "".join(piece.text for piece in pieces)
+
+
+@pytest.fixture
+def held(engine, monkeypatch):
+    """How many more steps the engine may write, and the calls that it made."""
+    write, may_write, calls = engine.decoder.write, threading.Semaphore(0), []
+
+    def write_when_allowed(*args):
+        calls.append(args)
+        assert may_write.acquire(timeout=10)
+        return write(*args)
+
+    monkeypatch.setattr(engine.decoder, "write", write_when_allowed)
+    yield SimpleNamespace(may_write=may_write, calls=calls)
+    may_write.release(1000)
 
 
 MIXED = [
@@ -175,6 +193,299 @@ def test_moving_other_rows_compiles_nothing(engine):
     assert first == second
 
 
+@pytest.mark.parametrize("weights", [s.WEIGHTS_BFLOAT16, s.WEIGHTS_INT8])
+def test_greedy_texts_of_stored_weights_are_those_of_their_serving_default(
+    weights, loaded, tmp_path
+):
+    """An export of what the engine loads, the tokens being those of `loaded`."""
+    learner = make_writer()
+    learner.store_weights(weights)
+    served = (s.DECODE, s.NEXT_TOKENS)
+    functions = {name: learner.endpoints[name].get_concrete_function() for name in served}
+    root = tf.Module()
+    root.variables_read = [v for function in functions.values() for v in function.variables]
+    tf.saved_model.save(root, str(tmp_path), signatures=functions)
+    decoder = Decoder(tmp_path, num_slots=1, max_steps=8, chunk=8)
+    engine = Engine(loaded, decoder)
+    prompts = ["abc", "the quick brown", "猫"]
+    requests = [Request(prompt=text, max_tokens=12, temperature=0.0) for text in prompts]
+    written = collect(engine, *requests)
+    engine.close()
+    outputs = learner.endpoints[s.SERVING_DEFAULT](
+        tf.constant(prompts), [12] * 3, [0.0] * 3, [0] * 3, [1.0] * 3, [0] * 3
+    )
+    expected = [text.decode() for text in outputs[s.TEXT].numpy()]
+    assert [text_of(pieces) for pieces in written] == expected
+
+
+# First tokens, which the thread that reads writes -------------------------------------------------
+
+
+def test_a_first_token_waits_for_nobody_who_writes(engine, held):
+    """Not for the call that runs, and the next in turn not for a slot either."""
+
+    async def write():
+        streams = [
+            engine.write(Request(prompt="abc", max_tokens=20, temperature=0.0, seed=seed))
+            for seed in range(3)
+        ]
+        first = []
+        for stream in streams:
+            first.append(await anext(stream))
+            await asyncio.to_thread(wait_until, lambda: held.calls)
+        assert len(held.calls) == 1 and engine.scheduler.num_waiting == 1
+        ended = collect_one(Request(prompt="abc", max_tokens=1))
+        held.may_write.release(1000)
+        rest = [[piece async for piece in stream] for stream in streams]
+        return [[one, *more] for one, more in zip(first, rest, strict=True)], await ended
+
+    async def collect_one(request):
+        return [piece async for piece in engine.write(request)]
+
+    texts, ended = asyncio.run(write())
+    held.may_write.release(1000)
+    (alone,) = collect(engine, Request(prompt="abc", max_tokens=20, temperature=0.0))
+    assert [text_of(pieces) for pieces in texts] == [text_of(alone)] * 3
+    assert [len(pieces[0].tokens) for pieces in texts] == [1] * 3
+    assert ended[-1].finish_reason == s.FINISH_LENGTH
+
+
+def test_whose_first_token_is_the_last_takes_no_row(engine, loaded, held):
+    """By its `max_tokens`, and by an END, which at this temperature is drawn by small numbers."""
+    seed = next(seed for seed in range(1000) if engine.decoder.draws(seed)[0] < 0.005)
+    requests = [
+        Request(prompt="abc", max_tokens=1, temperature=1.0, seed=1, logprobs=2),
+        Request(prompt="abc", max_tokens=9, temperature=100.0, seed=seed, logprobs=2),
+    ]
+    for request, pieces in zip(requests, collect(engine, *requests), strict=True):
+        (expected,) = collect(NextTokensWriter(loaded), request)
+        assert [piece.tokens for piece in pieces] == [piece.tokens for piece in expected]
+        assert pieces[-1].finish_reason == expected[-1].finish_reason
+    assert (pieces[-1].tokens, pieces[-1].finish_reason) == ((), s.FINISH_STOP)
+    assert not held.calls
+
+
+# Those who are put off ----------------------------------------------------------------------------
+
+
+def hogs_and_another(engine, held, monkeypatch):
+    """Two texts of one caller, both in rows, of which one is put off for a third; all three."""
+    monkeypatch.setattr(engine.scheduler, "patience", 0.0)
+    monkeypatch.setattr(engine.scheduler, "quantum", 3)
+    requests = [
+        Request(prompt=prompt, max_tokens=26, temperature=1.0, seed=seed, caller=caller)
+        for seed, (prompt, caller) in enumerate([("abc", "a"), ("xyzw", "a"), ("mn", "b")])
+    ]
+
+    def are_read():
+        return [len(stream.text.written) for stream in list(engine._streams.values())] == [1, 1]
+
+    with ThreadPoolExecutor(3) as threads:
+        taking = [threads.submit(collect, engine, one) for one in requests[:2]]
+        wait_until(lambda: held.calls and are_read())
+        if held.calls[0][0] == 1:  # the other one joins in the next call
+            held.may_write.release(1)
+            wait_until(lambda: len(held.calls) == 2)
+        taking.append(threads.submit(collect, engine, requests[2]))
+        wait_until(lambda: engine.scheduler.num_waiting == 1)
+        held.may_write.release(1000)
+        return requests, [done.result(10)[0] for done in taking]
+
+
+def test_who_is_put_off_goes_on_where_he_was(engine, loaded, held, monkeypatch):
+    taken, take = [], engine.decoder.take
+
+    def take_and_tell(row):
+        taken.append(row)
+        return take(row)
+
+    monkeypatch.setattr(engine.decoder, "take", take_and_tell)
+    requests, written = hogs_and_another(engine, held, monkeypatch)
+    assert taken, "nobody was put off"
+    alone = NextTokensWriter(loaded)
+    for request, pieces in zip(requests, written, strict=True):
+        assert text_of(pieces) == text_of(*collect(alone, request))
+
+
+def test_what_is_taken_of_a_row_is_what_its_tokens_left(engine):
+    """By the compiled steps alone, the engine being idle; a row's own, wherever it was moved."""
+    decoder = engine.decoder
+
+    def read(tokens):
+        text = Text(Request(prompt="", temperature=0.0), tokens, decoder.draws(0), 20)
+        staged = decoder.empty(len(tokens))
+        for start in range(0, len(tokens), decoder.chunk):
+            count = min(decoder.chunk, len(tokens) - start)
+            staged, first = decoder.read(staged, text, start, count)
+        text.written += first.tokens[:, 0].tolist()
+        return text, staged
+
+    texts = []
+    for row, prompt in enumerate([(2, 5, 6, 7), (2, 9, 8, 11, 14, 5)]):
+        text, staged = read(prompt)
+        decoder.put(row, staged, text)
+        texts.append(text)
+    new = decoder.write(2, 5)
+    kept = [decoder.take(row) for row in range(2)]
+    decoder.move(1, 0)
+    kept.append(decoder.take(0))
+    decoder.reset()
+    for text, row, staged in zip((*texts, texts[1]), (0, 1, 1), kept, strict=True):
+        tokens = (*text.prompt, *text.written, *new.tokens[: new.num_tokens[row], row].tolist())
+        size = len(tokens) - 1
+        assert size == len(text.prompt) + 5
+        expected = decoder.values(read(tokens[:-1])[1], 0, size)
+        np.testing.assert_allclose(decoder.values(staged, 0, size), expected, atol=1e-5)
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["empty", "read"])
+def test_a_prompt_that_cannot_be_read_fails_alone(engine, held, monkeypatch, part):
+    """Others write on, and the next one is read again."""
+    request = Request(prompt="abc", max_tokens=20, temperature=0.0)
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(collect, engine, request)
+        wait_until(lambda: held.calls)
+
+        def fails(*args):
+            raise MemoryError("no room")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(engine.decoder, part, fails)
+            (error,) = collect(engine, request)
+        assert isinstance(error, ServingError) and error.code is Code.INTERNAL
+        held.may_write.release(1000)
+        (pieces,) = other.result(10)
+    (again,) = collect(engine, request)
+    assert text_of(again) == text_of(pieces) and pieces[-1].finish_reason
+
+
+@pytest.mark.parametrize("part", ["take", "put"])
+def test_rows_that_cannot_be_arranged_fail_and_the_engine_goes_on(engine, held, monkeypatch, part):
+    """Where somebody is put off, and where he would go on."""
+    true_part, calls = getattr(engine.decoder, part), []
+
+    def fails(*args):
+        calls.append(args)
+        if len(calls) == (1 if part == "take" else 3):
+            raise MemoryError("no room")
+        return true_part(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.decoder, part, fails)
+        requests, written = hogs_and_another(engine, held, patched)
+    failed = [one for one in written if isinstance(one, ServingError)]
+    assert failed and {error.code for error in failed} == {Code.INTERNAL}
+    wait_until(lambda: engine.scheduler.num_free == 2)
+    again = collect(engine, *requests)
+    assert all(pieces[-1].finish_reason for pieces in again)
+
+
+def test_who_leaves_on_the_way_to_his_row_harms_nobody(engine, monkeypatch):
+    """Between the plan of a call and the call, in which the row goes on for nobody."""
+    requests = [Request(prompt="abc", max_tokens=20, temperature=0.0, seed=i) for i in range(2)]
+    arrange, left = engine._arrange, []
+
+    def leave_first(plan, streams):
+        for job, _ in plan.joins:
+            if streams[job].text.request.seed == 1:
+                left.append(job)
+                with engine._changed:
+                    engine._fail(job, ServingError(Code.CANCELLED, "left"))
+        arrange(plan, streams)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "_arrange", leave_first)
+        pieces, error = collect(engine, *requests)
+    assert left and error.code is Code.CANCELLED
+    (alone,) = collect(engine, requests[0])
+    assert text_of(pieces) == text_of(alone)
+
+
+# What is counted ----------------------------------------------------------------------------------
+
+
+def shown(name):
+    """A number of the metrics' page: of this model, or of all engines."""
+    found = re.findall(
+        rf'^:stepwise:serving:{name}{{(?:model_name="writer")?}} (\S+)$', metrics.page(), re.M
+    )
+    return float(found[0]) if found else 0.0
+
+
+def test_calls_are_counted_by_their_rows(engine, held):
+    names = ("rows", "padded_rows", "batch_size_count", "batch_size_sum")
+    before = [shown(f"generation_{name}") for name in names]
+    held.may_write.release(1000)
+    collect(engine, *[Request(prompt="ab", max_tokens=28, seed=seed) for seed in range(5)])
+    found = [shown(f"generation_{name}") - b for name, b in zip(names, before, strict=True)]
+    rows = [num_rows for num_rows, _ in held.calls]
+    assert set(rows) <= {1, 2} and 2 in rows
+    assert found == [sum(rows), sum(rows), len(rows), sum(rows)]  # no size between 1 and 2
+
+
+def test_the_wait_until_a_prompt_is_read_and_what_was_cached_are_counted(
+    loaded, engine, monkeypatch
+):
+    """By a clock that goes on by 3 seconds while the second of two waits for the first."""
+    names = ("generation_queue_latency_count", "generation_queue_latency_sum", "cached_tokens")
+    before, now = [shown(name) for name in names], 100.0
+    other = Engine(loaded, engine.decoder, prefix_cache_bytes=10**6, clock=lambda: now)
+    read, is_reading, may_read = engine.decoder.read, threading.Event(), threading.Event()
+
+    def read_later(*args):
+        is_reading.set()
+        assert may_read.wait(10)
+        return read(*args)
+
+    monkeypatch.setattr(engine.decoder, "read", read_later)
+    request = Request(prompt="abcdefghijklmnopqrst", max_tokens=2)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(collect, other, request)
+        assert is_reading.wait(10)
+        second = threads.submit(collect, other, request)
+        wait_until(lambda: len(other._streams) == 2)
+        now += 3.0
+        may_read.set()
+        pieces = [done.result(10)[0] for done in (first, second)]
+    other.close()
+    assert [one[-1].num_cached_tokens for one in pieces] == [0, 15]
+    found = [shown(name) - b for name, b in zip(names, before, strict=True)]
+    assert found == [2, pytest.approx(3e6, rel=1e-3), 16]
+
+
+def test_gauges_show_who_waits_and_what_is_held(loaded, engine, held):
+    names = ("waiting", "slots", "free_slots", "cache_bytes", "prefix_cache_bytes")
+
+    def gauges():
+        return np.array([shown(f"generation_{name}") for name in names])
+
+    idle = gauges()
+    other = Engine(loaded, engine.decoder, prefix_cache_bytes=10**6)
+    with ThreadPoolExecutor(4) as threads:
+        request = Request(prompt="abcdefghijklmnopq", max_tokens=10)
+        taking = [threads.submit(collect, other, request) for _ in range(4)]
+        wait_until(lambda: other.scheduler.num_waiting == 2 and other.scheduler.num_free == 0)
+        wait_until(lambda: held.calls and other.prefix_cache.num_bytes)
+        # Of a token 2 layers keep 2 keys and 2 values of 4 floats: a block of 16 is 2,048 bytes.
+        bytes_held = engine.decoder.num_bytes
+        assert bytes_held in (32 * 128, 2 * 32 * 128)
+        assert (gauges() - idle)[[0, 1, 2, 4]].tolist() == [2, 2, 0, 16 * 128]
+        assert shown("generation_cache_bytes") >= 2 * bytes_held  # of two engines with one decoder
+        held.may_write.release(1000)
+        for done in taking:
+            assert done.result(10)[0][-1].finish_reason
+    wait_until(lambda: other.scheduler.num_free == 2)
+    assert (gauges() - idle)[:3].tolist() == [0, 2, 2]
+    other.close()
+    assert gauges()[[0, 1, 2, 4]].tolist() == idle[[0, 1, 2, 4]].tolist()
+
+
+# Who comes and goes -------------------------------------------------------------------------------
+
+
 def test_nobody_waits_while_a_prompt_is_read(engine, monkeypatch):
     """A prompt of two pieces, neither of which is read before the other text is finished."""
     read, may_read = engine.decoder.read, threading.Event()
@@ -215,7 +526,7 @@ def test_who_leaves_while_his_prompt_is_read_frees_the_slot(engine, monkeypatch)
         may_read.set()
 
     asyncio.run(leave())
-    wait_until(lambda: engine.scheduler.num_free == 2 and engine._reading is None)
+    wait_until(lambda: engine.scheduler.num_free == 2)
 
 
 def test_who_leaves_frees_the_slot(engine):
@@ -373,7 +684,7 @@ def test_an_engine_that_cannot_begin_anew_refuses(loaded, engine, monkeypatch):
         request = Request(prompt="ab", max_tokens=4)
         (error,) = collect(other, request)
         assert error.code is Code.INTERNAL
-        wait_until(lambda: not other._thread.is_alive())
+        wait_until(lambda: other._is_closing)
         (error,) = collect(other, request)
         assert error.code is Code.UNAVAILABLE
     other.close()
@@ -390,21 +701,6 @@ def repository(loaded, writer_exports):
     wait_until(lambda: repository.readiness()[0])
     yield repository
     assert repository.stop(10)
-
-
-@pytest.fixture
-def held(engine, monkeypatch):
-    """How many more steps the engine may write, and the calls that it made."""
-    write, may_write, calls = engine.decoder.write, threading.Semaphore(0), []
-
-    def write_when_allowed(*args):
-        calls.append(args)
-        assert may_write.acquire(timeout=10)
-        return write(*args)
-
-    monkeypatch.setattr(engine.decoder, "write", write_when_allowed)
-    yield SimpleNamespace(may_write=may_write, calls=calls)
-    may_write.release(1000)
 
 
 LONG = {"model": "writer", "prompt": "ab", "max_tokens": 28, "temperature": 0.0}
@@ -471,7 +767,7 @@ def test_a_drain_lets_those_who_write_and_wait_finish(repository, engine, held):
     with serving(repository, ServerConfig()) as running, ThreadPoolExecutor(3) as threads:
         url = f"{running.url}/v1/completions"
         taking = [threads.submit(take, prompt) for prompt in ("ab", "cd", "ef")]
-        wait_until(lambda: held.calls and len(engine._new) + len(engine._streams) == 3)
+        wait_until(lambda: held.calls and len(engine._streams) == 3)
         drain = asyncio.run_coroutine_threadsafe(running.service.drain(20), running.loop)
         wait_until(lambda: running.service.is_draining)
         assert httpx.post(url, json=LONG).status_code == 503
