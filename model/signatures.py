@@ -80,7 +80,6 @@ _KEY, _VALUE = "key_{}", "value_{}"  # float (B, K, S, H), the layout of model/a
 NUM_TOP = 5
 FINISH_NOT = ""  # FINISH_REASON of NEXT_TOKENS: there may be more; FINISH_LENGTH: context is full
 
-SCORE_OUTPUTS = (TOKENS, NUM_TOKENS, LOGPROBS, TOP_TOKENS, TOP_LOGPROBS)
 # Of NEXT_TOKENS. The outputs have as many steps as the largest MAX_TOKENS of the batch, at most C;
 # NUM_TOKENS says how many of a row's are written, and what is behind them is 0.
 NEXT_TOKENS_INPUTS = (

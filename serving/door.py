@@ -12,6 +12,8 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from starlette.datastructures import Headers
+
 from serving import metrics, openai
 from serving.config import HEALTH_PAGES, ServerConfig
 from serving.errors import INTERNAL_TEXT, Code, ServingError, as_serving_error
@@ -311,7 +313,7 @@ class _Answer:
     async def refuse(self, refused: Refused) -> None:
         if self.status:
             return
-        if openai.is_openais(self._scope["path"]):
+        if openai.has_openais_form(self._scope["path"], Headers(scope=self._scope)):
             body = openai.error_body(refused.status, refused.message, code=refused.code)
         else:
             body = json.dumps({"error": refused.message}, indent=4, ensure_ascii=False).encode()

@@ -45,6 +45,9 @@ def protocol_with(header_seconds: float, send_seconds: float) -> type[HttpToolsP
 
         def on_headers_complete(self) -> None:
             self._end()
+            if sum(len(name) + len(value) for name, value in self.headers) > MAX_HEADER_BYTES:
+                self._refuse(*_LARGE)  # all of them came at once
+                raise ValueError("The headers are too large")  # the parser reads no further
             self._is_in_body = True
             super().on_headers_complete()
 

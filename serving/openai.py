@@ -14,7 +14,14 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Container,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -85,6 +92,12 @@ def is_openais(path: str) -> bool:
     return not start and rest.partition("/")[0] in _FIRST
 
 
+def has_openais_form(path: str, headers: Container[str]) -> bool:
+    """Whether what goes wrong is told in OpenAI's form: under its URLs, and to its own clients that
+    ask for models."""
+    return is_openais(path) or (CLIENT_HEADER in headers and path.startswith(MODELS))
+
+
 def error_body(
     status: int, message: str, *, param: str | None = None, code: str | None = None
 ) -> bytes:
@@ -134,8 +147,12 @@ async def answer(service: Service, config: ServerConfig, request: HttpRequest) -
         known = as_serving_error(error)
         if hasattr(request.state, "model_version"):  # a name that is known, not any that is sent
             metrics.count_request(name, known.code.name if known else Code.INTERNAL.name)
-        return _error(*error_of(error))
+        return error_response(error)
     return response
+
+
+def error_response(error: Exception) -> Response:
+    return _error(*error_of(error))
 
 
 def _error(status: int, content: bytes, **headers: str) -> Response:

@@ -133,11 +133,14 @@ async def _api(service: Service, config: ServerConfig, request: Request) -> Resp
     except ClientDisconnect:
         return Response(status_code=Code.CANCELLED.http_status)  # nobody reads it
     except Exception as error:
-        known = as_serving_error(error)
-        if known is None:
-            log.exception("%s %s failed", request.method, path)
-            known = ServingError(Code.INTERNAL, INTERNAL_TEXT)
-        response = _error(known)
+        if openai.has_openais_form(path, request.headers):
+            response = openai.error_response(error)
+        else:
+            known = as_serving_error(error)
+            if known is None:
+                log.exception("%s %s failed", request.method, path)
+                known = ServingError(Code.INTERNAL, INTERNAL_TEXT)
+            response = _error(known)
     if config.rest_api_enable_cors_support:
         response.headers.update(CORS_HEADERS)
     return response

@@ -160,6 +160,37 @@ def test_headers_have_a_size():
     assert talk(conversation, header_seconds=5) == (431, 204)
 
 
+@pytest.mark.parametrize("body", [b"", b"content-length: 2\r\n\r\n{}"])
+def test_headers_that_come_at_once_have_a_size_too(body):
+    """In one piece with what follows, as a loop that reads much at once hands them over."""
+
+    async def conversation(connect):
+        made = protocol_with(5, 5)(
+            uvicorn.Config(app, lifespan="off", log_config=None), ServerState(), {}
+        )
+        sent = []
+
+        class Transport(asyncio.Transport):
+            def write(self, data):
+                sent.append(data)
+
+            def close(self):
+                sent.append(None)
+
+            def is_closing(self):
+                return None in sent
+
+        made.connection_made(Transport())
+        head = b"POST /v1/embeddings HTTP/1.1\r\nx: " + b"y" * MAX_HEADER_BYTES + b"\r\n"
+        made.data_received(head + (body or b"\r\n"))
+        return sent
+
+    answer, closed = talk(conversation)
+    assert answer.startswith(b"HTTP/1.1 431 ") and closed is None
+    error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+    assert error["message"] == "The headers are larger than 65,536 bytes."
+
+
 def test_the_rest_of_a_body_that_was_answered_unread_is_let_pass():
     async def conversation(connect):
         reader, writer = await connect()

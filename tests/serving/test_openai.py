@@ -336,8 +336,10 @@ def test_models_in_both_forms(client, server):
     # Whoever is not OpenAI's client gets TensorFlow Serving's answer.
     status = httpx.get(f"{server.url}/v1/models/writer").json()
     assert status["model_version_status"][0]["version"] == "4"
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError, match="Could not find any versions of model nobody"):
         client.models.retrieve("nobody")
+    error = httpx.get(f"{server.url}/v1/models/nobody").json()["error"]
+    assert error == "Could not find any versions of model nobody"
 
 
 # What is refused ----------------------------------------------------------------------------------
@@ -593,6 +595,10 @@ def test_the_door_speaks_openais_form_here_alone(models, monkeypatch):
         assert denied.json()["error"]["code"] == "invalid_api_key"
         other = httpx.get(f"{running.url}/v1/models/writer")
         assert isinstance(other.json()["error"], str)
+        with openai.OpenAI(base_url=f"{running.url}/v1", api_key="x") as stranger:
+            with pytest.raises(openai.AuthenticationError, match="key") as caught:
+                stranger.models.list()
+        assert caught.value.body["code"] == "invalid_api_key"
         with openai.OpenAI(
             base_url=f"{running.url}/v1", api_key="a-key-0123456789", max_retries=0
         ) as client:
