@@ -12,6 +12,8 @@ import streamlit as st
 from ui import backend
 from ui.language import say
 
+LONGEST_PROMPT = 400  # characters of it that are shown beside what was written
+
 
 def notice(kind: str, sentence: str, detail: str = "") -> None:
     """A box with a sentence. `kind`: "error", "warning" or "info"."""
@@ -33,9 +35,13 @@ def caption(sentence: str) -> None:
 
 
 def story(prompt: str, continuation: str) -> None:
-    """The prompt and what the model added, told apart by colour; line breaks and spaces kept."""
+    """The prompt and what the model added, told apart by colour; line breaks and spaces kept.
+
+    Of a long prompt the end is shown: what is added shall be seen, and travels with each redraw.
+    """
+    shown = prompt if len(prompt) <= LONGEST_PROMPT else f"…{prompt[-LONGEST_PROMPT:]}"
     st.html(
-        f'<div class="sw-story"><span class="sw-prompt">{escape(prompt)}</span>'
+        f'<div class="sw-story"><span class="sw-prompt">{escape(shown)}</span>'
         f'<span class="sw-continuation">{escape(continuation)}</span></div>'
     )
 

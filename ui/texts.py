@@ -134,6 +134,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "zh": "达到长度上限，就此停止",
     },
     "finish.interrupted": {"en": "Stopped by you", "zh": "已由您停止"},
+    "finish.broken": {"en": "Broken off", "zh": "意外中断"},
     "finish.unknown": {"en": "Finished: {reason}", "zh": "结束原因：{reason}"},
     # --- engine ---
     "engine.intro": {

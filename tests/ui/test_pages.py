@@ -304,12 +304,34 @@ def test_a_text_that_is_stopped_stays_as_far_as_it_had_come(open_page, client):
     assert not [button for button in at.button if button.key == "generate.stop"]
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_text_that_breaks_off_stays_with_the_reason_below_it(open_page, client, language):
+    client.break_error = serving_client.ServerFailed("gone")
+    at = click(open_page("generate", language), "generate.example.en.0")
+    for _ in range(2):  # as it is written, and drawn again
+        assert "|| and|" in words(at) and TEXTS["finish.broken"][language] in words(at)
+        assert notices(at) == [sentence("error.ServerFailed", language, "stories")]
+        at.run()
+    client.break_error = None
+    at = click(at, "generate.example.en.1")
+    assert "|| and then it rained.|" in words(at) and not notices(at)
+
+
 @pytest.mark.parametrize("kind", [serving_client.InvalidRequest, serving_client.ServerFailed])
 def test_a_server_without_streams_is_asked_for_all_at_once(open_page, client, kind):
     client.stream_error = kind("Malformed request: POST /v1/completions")
     at = click(open_page("generate"), "generate.example.en.0")
     assert len(client.generated) == 2 and client.generated[0] == client.generated[1]
     assert "|| and then it rained.|" in words(at) and "5 tokens · The model" in words(at)
+
+
+def test_of_a_long_prompt_its_end_is_shown_and_all_of_it_asked(open_page, client):
+    at = open_page("generate")
+    prompt = "<b>begin</b> " + "word " * 100 + "end"
+    at.text_area[0].set_value(prompt)
+    at = click(at, "generate.submit")
+    assert client.generated[0][1] == prompt
+    assert f"|…{prompt[-400:]}|| and then it rained.|" in words(at) and "<b>begin" not in words(at)
 
 
 def test_an_empty_continuation_says_so(open_page, client):

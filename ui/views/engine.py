@@ -100,6 +100,7 @@ def _times(found: Counts, history: History) -> None:
         )
         for model in found.models
         for measure in MEASURES
+        if found.quantile(measure, model, 0.5) is not None  # without an engine nobody waits for one
     ]
     if not rows:
         literal.caption(say("engine.no_text"))

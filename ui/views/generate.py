@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
@@ -14,6 +15,7 @@ from ui.texts import TEXTS
 PAGE = "generate"
 PREFERRED = "stories"
 REDRAW_SECONDS = 0.05  # a browser draws no faster than one reads
+BROKEN = "broken"  # the finish reason of a text that an error ended
 LARGEST_SEED = 2**31 - 1  # the signature's seed is an int32
 
 # The settings before anyone touches them; the keys are the arguments of `generate`.
@@ -38,13 +40,15 @@ def page() -> None:
                 height=110,
                 persist_state="session",
             )
-            submitted = st.form_submit_button(
-                say("generate.run"), type="primary", key="generate.submit", help=say("shortcut")
-            )
+            with st.container(horizontal=True, gap="small"):
+                submitted = st.form_submit_button(
+                    say("generate.run"), type="primary", key="generate.submit", help=say("shortcut")
+                )
+                stop = st.empty()  # here it stays in its place while the text grows
         box = st.empty()  # for a text that is written and for one that is there, never both
         parts.examples(PAGE, PAGE)
     if (submitted or parts.example_clicked(PAGE)) and model:
-        _write(box, model, prompt, options)
+        _write(box, stop, model, prompt, options)
     _show(box, st.session_state.get("generate.answer"))
 
 
@@ -69,19 +73,24 @@ def _settings() -> dict[str, float]:
     }
 
 
-def _write(box: Any, model: ModelInfo, prompt: str, options: dict[str, float]) -> None:
-    """Shows the text in `box` as it comes, and keeps it. The button ends this run of the script,
-    as every click does, and what is there by then stays."""
+def _write(box: Any, stop: Any, model: ModelInfo, prompt: str, options: dict[str, float]) -> None:
+    """Shows the text in `box` as it comes, and keeps it. The button in `stop` ends this run of the
+    script, as every click does, and what is there by then stays."""
+    st.session_state.pop("generate.failure", None)
     if not prompt.strip():
         st.session_state["generate.answer"] = backend.Failure("error.empty_prompt")
         return
-    drawn = 0.0
+    drawn, story = 0.0, None
+    with stop:
+        st.form_submit_button(
+            say("generate.stop"), key="generate.stop", icon=":material/stop_circle:"
+        )
     try:
         with box.container(border=True, gap="xsmall"):
             # In the places of `_show`: the browser takes one for the other, element by element.
             text = st.empty()
             literal.caption(say("generate.running"))
-            st.button(say("generate.stop"), key="generate.stop", icon=":material/stop_circle:")
+            st.empty()  # in place of the footer of the text before
             with contextlib.closing(backend.write(model, prompt, options)) as stories:
                 for story in stories:
                     st.session_state["generate.answer"] = story
@@ -90,7 +99,13 @@ def _write(box: Any, model: ModelInfo, prompt: str, options: dict[str, float]) -
                         with text:
                             literal.story(story.prompt, story.text)
     except Exception as error:  # every failure is a sentence; the unexpected ones are logged
-        st.session_state["generate.answer"] = backend.explain(error, model.name)
+        failure = backend.explain(error, model.name)
+        if story and story.text:  # which stays, with the sentence below it
+            st.session_state["generate.answer"] = replace(story, finish_reason=BROKEN)
+            st.session_state["generate.failure"] = failure
+        else:
+            st.session_state["generate.answer"] = failure
+    stop.empty()
 
 
 def _show(box: Any, outcome: backend.Story | backend.Failure | None) -> None:
@@ -106,6 +121,8 @@ def _show(box: Any, outcome: backend.Story | backend.Failure | None) -> None:
         parts.footer(outcome)
         if not outcome.text and outcome.finish_reason:
             literal.notice("info", say("generate.empty"))
+        if failure := st.session_state.get("generate.failure"):
+            literal.failure(failure)
 
 
 def _ending(story: backend.Story) -> str:
