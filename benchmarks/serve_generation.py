@@ -11,8 +11,8 @@ process, through the same weights:
 
 Weights are random. SIZE is tiny (4 layers x 128) or small (6 x 384), of 8,192 tokens, or large (12
 x 768) of 50,257. Parts: `load` (throughput, first tokens, gaps, cancelling, memory), `steps` (what
-a call costs), `trace` (where a step's time goes, by XLA's own trace), `http` (a server process, its
-start and the same requests as streams over HTTP). Prints Markdown.
+a call costs), `trace` (where a step's time goes, by XLA's own trace; --flame FILE draws it), `http`
+(a server process, its start and the same requests as streams over HTTP). Prints Markdown.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import httpx
 import numpy as np
 import tensorflow as tf
+from flame import Frame, draw
 
 from model import signatures as s
 from model.config import ByteBPETokenizerConfig, TransformerDecoderConfig
@@ -452,8 +453,14 @@ GROUPS = {
 CALLS = 10  # traced
 
 
-def measure_trace(path: Path, size: str) -> None:
+# What draws a token; the other groups are the network.
+CHOOSING = ("top-k and top-p", "drawing, counting, text")
+BETWEEN = "between ops, and of the call"
+
+
+def measure_trace(path: Path, size: str, picture: Path | None) -> None:
     """Where a step's time goes: XLA's trace of each op, by the op's name in the graph."""
+    frames = []
     decoder = Decoder(path, num_slots=NUM_SLOTS, max_steps=8, chunk=64, progress=lambda text: None)
     S = decoder.lengths[-1]
     columns: list[dict[str, float]] = []
@@ -463,31 +470,54 @@ def measure_trace(path: Path, size: str) -> None:
         step = (all_ - one) / 7
         inputs = decoder.inputs(B, 8)
         function = tf.function(decoder.write_steps, autograph=False, jit_compile=True)
-        groups = groups_of(function.experimental_get_compiler_ir(*inputs)(stage="optimized_hlo"))
+        ops = ops_of(function.experimental_get_compiler_ir(*inputs)(stage="optimized_hlo"))
         spent = dict.fromkeys(GROUPS, 0.0)
         whole, times = traced(function, inputs)
-        for name in groups.keys() & times.keys():
+        rows = "1 row" if B == 1 else f"{B} rows"
+        frame = Frame(f"a step of {rows}, {size}, {S} slots", "#e5e7eb")
+        for name in ops.keys() & times.keys():
+            group, full = ops[name]
             # The median, as some wait for the other core; some run once in a call, not in a step.
-            spent[groups[name]] += statistics.median(times[name]) * len(times[name]) / CALLS / 8
-        column = spent | {
-            "between ops, and of the call": whole / 8 - sum(spent.values()),
-            "a step": whole / 8,
-        }
+            cost = statistics.median(times[name]) * len(times[name]) / CALLS / 8
+            spent[group] += cost
+            frame.add(path_of(group, full, name), cost)
+        between = whole / 8 - sum(spent.values())
+        frame.add([(BETWEEN, "#d1d5db")], between)
+        frames.append(frame)
+        column = spent | {BETWEEN: between, "a step": whole / 8}
         columns.append(column | {"not traced: a step": step, "besides, once a call": one - step})
     header(f"{size}, ms", f"1 row x {S} slots", f"{NUM_SLOTS} rows x {S} slots")
     for part in columns[0]:
         row(part, *(f"{column[part]:.3f}" for column in columns))
+    if picture:
+        picture.write_text(draw(frames, "XLA's trace, medians; as wide as long, the dearest first"))
 
 
-def groups_of(program: str) -> dict[str, str]:
-    """The group of each op of an optimized HLO program, but for those that only call others."""
-    named: dict[str, str] = {}  # computation -> the first name in it
+# Colours of a half and of what is below it.
+HALVES = {
+    "network": ("#5eead4", "#99f6e4", "#ccfbf1"),
+    "choosing tokens": ("#fdba74", "#fed7aa", "#ffedd5"),
+}
+
+
+def path_of(group: str, full: str, name: str) -> list[tuple[str, str]]:
+    """Where an op stands in the flame graph; layers lie upon each other."""
+    half = "choosing tokens" if group in CHOOSING else "network"
+    parts = [part for part in re.sub(r"_\d+", "", full).split("/") if "PartitionedCall" not in part]
+    short = "/".join(parts[-2:]).removeprefix("while/") or re.sub(r"[.\d]+$", "", name)
+    return list(zip((half, group, short), HALVES[half], strict=True))
+
+
+def ops_of(program: str) -> dict[str, tuple[str, str]]:
+    """Group and name in the graph of each op of an optimized HLO program, but for those that only
+    call others. What has no name belongs to what it reads."""
+    named: dict[str, str] = {}  # computation, or op -> the first name in it
     found: list[tuple[str, str]] = []
     computation = ""
     for line in program.splitlines():
         if opened := re.match(r"(?:ENTRY )?%([\w.-]+) \(", line):
             computation = opened[1]
-        op = re.match(r"\s+(?:ROOT )?%([\w.-]+) = (?:\(.*?\)|\S+) ([\w-]+)\(", line)
+        op = re.match(r"\s+(?:ROOT )?%([\w.-]+) = (?:\(.*?\)|\S+) ([\w-]+)\(([^)]*)", line)
         if not op:
             continue
         name = re.search(r'op_name="(?:[^";]*;)?([^"]*)"', line)
@@ -495,10 +525,14 @@ def groups_of(program: str) -> dict[str, str]:
         full = name[1] if name else named.get(called[1], "") if called else ""
         if full:
             named.setdefault(computation, full)
+        else:
+            read = re.findall(r"%([\w.-]+)", op[3])
+            full = next((named[one] for one in read if named.get(one)), "")
+        named[op[1]] = full
         if op[2] not in ("while", "conditional", "call", "parameter", "tuple"):
             found.append((op[1], full))
     return {
-        op: next(group for group, pattern in GROUPS.items() if re.search(pattern, full))
+        op: (next(group for group, pattern in GROUPS.items() if re.search(pattern, full)), full)
         for op, full in found
     }
 
@@ -620,7 +654,6 @@ async def over_http(port: int, size: str) -> None:
 PARTS = {
     "load": measure_load,
     "steps": measure_steps,
-    "trace": measure_trace,
     "http": measure_http,
 }
 
@@ -630,6 +663,7 @@ def main() -> None:
     parser.add_argument("size", nargs="?", choices=SIZES, default="tiny")
     parser.add_argument("--parts", default="load")
     parser.add_argument("--weights", choices=WEIGHTS, default=s.WEIGHTS_FLOAT32)
+    parser.add_argument("--flame", type=Path, help="of the part trace: an SVG of it")
     parser.add_argument("--exports", type=Path, help="made there once, and found there again")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -639,7 +673,10 @@ def main() -> None:
         if not path.is_dir():
             path = make_export(options.size, folder, options.weights)
         for part in options.parts.split(","):
-            PARTS[part](path, options.size)
+            if part == "trace":
+                measure_trace(path, options.size, options.flame)
+            else:
+                PARTS[part](path, options.size)
 
 
 if __name__ == "__main__":
