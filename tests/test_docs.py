@@ -22,6 +22,7 @@ DOCUMENTS = [
     "CHANGELOG.md",
     "EXPERIMENTS.md",
     "docs/serving.md",
+    "docs/generation.md",
 ]
 
 

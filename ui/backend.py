@@ -100,8 +100,8 @@ class Timed(Generic[Result]):
 
 @dataclass(frozen=True)
 class Story:
-    """A text as far as it is written, and by whom. How many tokens and why it ended are told with
-    its last part; `first_seconds` is None where it came at once."""
+    """A text as far as it is written, and by whom. Why it ended is told with its last part;
+    `first_seconds` is None where it came at once, and so are the numbers that nobody tells."""
 
     prompt: str
     model: str
@@ -110,6 +110,9 @@ class Story:
     seconds: float = 0.0
     first_seconds: float | None = None
     num_tokens: int | None = None
+    num_first_tokens: int | None = None  # of them, those that came first
+    num_prompt_tokens: int | None = None  # that were read
+    num_truncated_tokens: int = 0  # before these, for which there was no room
     finish_reason: str | None = None
 
 
@@ -178,13 +181,16 @@ def write(
         parts = client.write(model.name, prompt, **options, timeout=GENERATE_TIMEOUT)
         with contextlib.closing(parts):
             for part in parts:
-                seconds = time.perf_counter() - start
+                seconds, is_first = time.perf_counter() - start, story.first_seconds is None
                 story = replace(
                     story,
                     text=story.text + part.text,
                     seconds=seconds,
                     first_seconds=story.first_seconds or seconds,
                     num_tokens=part.num_tokens,
+                    num_first_tokens=part.num_tokens if is_first else story.num_first_tokens,
+                    num_prompt_tokens=part.num_prompt_tokens,
+                    num_truncated_tokens=part.num_truncated_tokens,
                     finish_reason=part.finish_reason,
                 )
                 yield story

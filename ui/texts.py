@@ -128,6 +128,11 @@ TEXTS: dict[str, dict[str, str]] = {
         "another seed.",
         "zh": "模型没有续写：它认为文本已经结束。请换一个开头或换一个随机种子。",
     },
+    "generate.cut": {
+        "en": "Of the {total} tokens of the beginning the model read the last {n}: there is no "
+        "room for more beside the text.",
+        "zh": "开头共 {total} 个词元，模型只读了最后 {n} 个：除了续写的文本，放不下更多。",
+    },
     "finish.stop": {"en": "The model ended the text itself", "zh": "模型自己结束了文本"},
     "finish.length": {
         "en": "Cut off at the length limit",

@@ -60,3 +60,9 @@ def test_the_default_address_is_the_real_client_s():
     connection = backend.new_client(settings.server(), 1.0)
     assert (connection.url, connection.timeout) == ("http://127.0.0.1:8501", 1.0)
     connection.close()
+
+
+def test_a_rate_leaves_out_what_came_first(client):
+    *_, story = backend.write(STORIES, "Once", {})
+    assert (story.num_first_tokens, story.num_tokens) == (1, 5)
+    assert story.text == client.generation.text and story.finish_reason == "stop"

@@ -334,6 +334,13 @@ def test_of_a_long_prompt_its_end_is_shown_and_all_of_it_asked(open_page, client
     assert f"|…{prompt[-400:]}|| and then it rained.|" in words(at) and "<b>begin" not in words(at)
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_prompt_of_which_the_end_was_read_says_so(open_page, client, language):
+    client.num_truncated_tokens = 4_000
+    at = click(open_page("generate", language), "generate.example.en.0")
+    assert notices(at) == [text("generate.cut", language, n="136", total="4,136")]
+
+
 def test_an_empty_continuation_says_so(open_page, client):
     client.generation = Generation("", 0, "stop")
     at = click(open_page("generate"), "generate.example.en.0")

@@ -40,6 +40,7 @@ class StubClient:
         self.stream_error: Exception | None = None  # of a server without streams
         self.metrics_text = metrics_page()
         self.is_stopped_by_click = self.is_closed = False
+        self.num_truncated_tokens = 0
         self.break_error: Exception | None = None  # after the first part
         self.classified: list[tuple[str, list[str]]] = []
         self.generated: list[tuple[str, str, dict]] = []
@@ -66,12 +67,13 @@ class StubClient:
             raise self.answer_error
         try:
             for word in re.findall(r"\s*\S+|\s+", self.generation.text):
-                yield Part(word)
+                yield Part(word, None, 1, 136, self.num_truncated_tokens)
                 if self.break_error:
                     raise self.break_error
                 if self.is_stopped_by_click:
                     st.stop()  # a click ends the script where it next speaks to the browser
-            yield Part("", self.generation.finish_reason, self.generation.num_tokens)
+            counts = (self.generation.num_tokens, 136, self.num_truncated_tokens)
+            yield Part("", self.generation.finish_reason, *counts)
         finally:
             self.is_closed = True
 

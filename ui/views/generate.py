@@ -119,6 +119,10 @@ def _show(box: Any, outcome: backend.Story | backend.Failure | None) -> None:
         literal.story(outcome.prompt, outcome.text)
         literal.caption(_ending(outcome))
         parts.footer(outcome)
+        if outcome.num_truncated_tokens and outcome.num_prompt_tokens is not None:
+            num_read = outcome.num_prompt_tokens
+            total = num_read + outcome.num_truncated_tokens
+            literal.notice("info", say("generate.cut", n=f"{num_read:,}", total=f"{total:,}"))
         if not outcome.text and outcome.finish_reason:
             literal.notice("info", say("generate.empty"))
         if failure := st.session_state.get("generate.failure"):
@@ -133,8 +137,9 @@ def _ending(story: backend.Story) -> str:
         told.append(say("generate.one_token" if is_one else "generate.tokens", n=story.num_tokens))
     if story.first_seconds is not None:
         further = story.seconds - story.first_seconds
-        if story.num_tokens and story.num_tokens > 1 and further > 0:
-            told.append(say("generate.rate", n=round((story.num_tokens - 1) / further)))
+        num_further = (story.num_tokens or 0) - (story.num_first_tokens or 1)
+        if num_further > 0 and further > 0:
+            told.append(say("generate.rate", n=round(num_further / further)))
         told.append(say("generate.first", time=duration(story.first_seconds)))
     if story.finish_reason is None:
         told.append(say("finish.interrupted"))
