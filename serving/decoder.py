@@ -8,6 +8,7 @@ One thread at a time, but for what says otherwise.
 """
 
 import concurrent.futures
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ import tensorflow as tf
 from model import signatures as s
 from model.samplers import Options, penalized, sample, uniforms_of
 from model.tokenizers import END
+from serving.programs import forget, programs_of
 from serving.writing import Request
 
 log = logging.getLogger(__name__)
@@ -129,8 +131,23 @@ class Decoder:
         self._draws = np.zeros([num_slots, self.context_length + max_steps], np.float32)
         self._num_written = np.zeros([num_slots], np.int32)
         self._wants_logprobs = np.zeros([num_slots], bool)
-        self._make_functions()
-        self._compile(progress, start)
+        programs = programs_of(self._decode, self.context_length, max_steps)
+        waits = functools.partial(progress, "waits for a network like it that is compiled")
+        try:
+            with programs.compiling(waits):
+                captures = [*self._decode.captured_inputs, *(one.handle for one in self._cache)]
+                functions = programs.over(captures, self._functions)
+                self._step, self._read = functions["step"], functions["read"]
+                self._put, self._move = functions["put"], functions["move"]
+                self._change_size, self._draw = functions["change_size"], functions["draw"]
+                self._compile(progress, start)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Gives back the memory of weights and cache. Nothing may be read or written any more."""
+        forget([*self._decode.variables, *self._cache])
 
     # ------------------------------------------------------------ reading
 
@@ -290,40 +307,43 @@ class Decoder:
 
     # ------------------------------------------------------------ what is compiled
 
-    def _make_functions(self) -> None:
+    def _functions(self) -> dict[str, Any]:
+        """Traced over this decoder's weights and cache."""
         ints, floats = tf.int32, tf.float32
         one, flag = tf.TensorSpec([], ints), tf.TensorSpec([], tf.bool)
+        tokens = tf.TensorSpec([1, None], ints)
         staged = [
             tf.TensorSpec([1, spec.shape[1], None, spec.shape[3]], spec.dtype)
             for spec in self.specs
         ]
-        self._step = _function(
-            self.write_steps,
-            tf.TensorSpec([None, 5], ints),
-            tf.TensorSpec([None, 6 + self.max_steps], floats),
-            tf.TensorSpec([None, None], ints),
-            one,
-            flag,
-        )
-        tokens = tf.TensorSpec([1, None], ints)
-        self._read = _function(
-            self._read_chunk,
-            tokens,
-            tf.TensorSpec([1, 5], ints),
-            tf.TensorSpec([1, 7], floats),
-            tokens,
-            flag,
-            *staged,
-        )
-        # Compiled, too: any other op after a compiled one copies all of a variable first, and a
-        # thread that calls eight ops in turn waits eight times for the one of the event loop.
-        self._put = _function(self._put_row, one, *staged)
-        self._move = _function(self._move_row, one, one)
-        # Not compiled, which would be for every pair of sizes.
-        self._change_size = _function(self._copy_into_size, one, one, jit_compile=False)
-        self._draw = _function(
-            lambda seed: uniforms_of(seed, self.context_length), one, jit_compile=False
-        )
+        return {
+            "step": _function(
+                self.write_steps,
+                tf.TensorSpec([None, 5], ints),
+                tf.TensorSpec([None, 6 + self.max_steps], floats),
+                tf.TensorSpec([None, None], ints),
+                one,
+                flag,
+            ),
+            "read": _function(
+                self._read_chunk,
+                tokens,
+                tf.TensorSpec([1, 5], ints),
+                tf.TensorSpec([1, 7], floats),
+                tokens,
+                flag,
+                *staged,
+            ),
+            # Compiled, too: any other op after a compiled one copies all of a variable first, and a
+            # thread that calls eight ops in turn waits eight times for the one of the event loop.
+            "put": _function(self._put_row, one, *staged),
+            "move": _function(self._move_row, one, one),
+            # Not compiled, which would be for every pair of sizes.
+            "change_size": _function(self._copy_into_size, one, one, jit_compile=False),
+            "draw": _function(
+                lambda seed: uniforms_of(seed, self.context_length), one, jit_compile=False
+            ),
+        }
 
     def _put_row(self, row, *staged):  # type: ignore[no-untyped-def]
         for variable, tensor in zip(self._cache, staged, strict=True):

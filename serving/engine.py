@@ -182,6 +182,7 @@ class Engine(ModelText):
         for thread in self._threads:
             thread.join()
         self._texts_threads.shutdown()
+        self.decoder.close()
         _ENGINES.discard(self)
 
     def _refuse(self) -> None:
