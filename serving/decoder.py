@@ -32,7 +32,7 @@ Staged = tuple[tf.Tensor, ...]
 
 LEAST_SLOTS = 64  # of a cache: a smaller one costs as much
 NUM_LENGTHS = 3  # sizes of the cache of the texts that are written; each costs compilations
-READ_SIZES = 2  # a whole chunk, or a quarter of it
+READ_SIZES = 3  # a whole chunk, a half or a quarter of it
 # Columns of what a row brings besides its tokens; of one that reads the first two are how many
 # tokens there are and where they stand.
 _TOKEN, _LENGTH, _LEFT = range(3)
@@ -107,7 +107,7 @@ class Decoder:
         sizes = sizes_up_to(num_slots, 1, num_slots.bit_length() + 1)
         self.batch_sizes = [size for size in sizes if size != 2 or num_slots == 2]  # 4 is as good
         self.lengths = sizes_up_to(self.context_length, LEAST_SLOTS, NUM_LENGTHS)
-        self.read_sizes = sizes_up_to(min(chunk, self.context_length), 16, READ_SIZES, factor=4)
+        self.read_sizes = sizes_up_to(min(chunk, self.context_length), 16, READ_SIZES)
         self._cache = [
             tf.Variable(
                 tf.zeros([1, spec.shape[1], self.lengths[0], spec.shape[3]], spec.dtype),
@@ -531,8 +531,8 @@ def _fractions(request: Request) -> tuple[float, ...]:
     )
 
 
-def sizes_up_to(most: int, least: int, count: int, factor: int = 2) -> list[int]:
-    """At most `count` sizes, each `factor` times the one before, none below `least` but `most`.
+def sizes_up_to(most: int, least: int, count: int) -> list[int]:
+    """At most `count` sizes, each twice the one before, none below `least` but `most`.
 
     >>> sizes_up_to(256, 64, 3)
     [64, 128, 256]
@@ -541,11 +541,11 @@ def sizes_up_to(most: int, least: int, count: int, factor: int = 2) -> list[int]
     """
     sizes = [most]
     power = 1
-    while power * factor < most:
-        power *= factor
+    while power * 2 < most:
+        power *= 2
     while len(sizes) < count and power >= least and power > 0:
         sizes.append(power)
-        power //= factor
+        power //= 2
     return sorted(set(sizes))
 
 
