@@ -54,6 +54,9 @@ def test_it_serves_shows_and_stops_with_ctrl_c(demo):
         server = f"http://127.0.0.1:{demo.rest_port}"
         assert f"{server}/v1/models/topics:predict" in program.output
 
+        metrics = httpx.get(f"{server}/monitoring/prometheus/metrics")
+        assert metrics.status_code == 200 and ":stepwise:serving:streams" in metrics.text
+
         answer = httpx.post(
             f"{server}/v1/models/topics:predict",
             json={"instances": ["The team won the final"]},
