@@ -232,10 +232,13 @@ async def _model(service: Service, request: HttpRequest, name: str) -> AsyncIter
         yield _Model(servable.writer or signatures, signatures, service)
 
 
-async def _read(writer: Writer, asked: Asked, usage: "_Usage") -> list[tuple[int, ...]]:
+async def _read(model: _Model, asked: Asked, usage: "_Usage") -> list[tuple[int, ...]]:
     """The prompts as tokens, counted. Raises TooLong for one that leaves no room for an answer."""
     texts = [prompt for prompt in asked.prompts if isinstance(prompt, str)]
-    found = iter(await writer.tokenize(texts))
+    writer = model.writer
+    # The engine reads texts one after another: those behind a long one would wait a second for it.
+    is_long = sum(map(len, texts)) > SMALL_BODY
+    found = iter(await (model.signatures if is_long else writer).tokenize(texts))
     prompts = []
     most = writer.context_length - 2  # BEGIN and a token of the answer
     field = "messages" if asked.is_chat else "prompt"
@@ -438,7 +441,7 @@ async def _write(
     deadline = time.monotonic() + (config.request_timeout_seconds or math.inf)
     usage = _Usage()
     async with _model(service, request, asked.model) as model:
-        prompts = await _read(model.writer, asked, usage)
+        prompts = await _read(model, asked, usage)
         parts = [part async for part in _parts(model, asked, prompts, usage, deadline)]
         form = _Form(asked, model.writer, usage)
         content = await form.whole(parts, len(prompts))
@@ -455,7 +458,7 @@ async def _events(
     usage = _Usage()
     try:
         async with _model(service, request, asked.model) as model:
-            prompts = await _read(model.writer, asked, usage)
+            prompts = await _read(model, asked, usage)
             form = _Form(asked, model.writer, usage)
             async with contextlib.aclosing(_parts(model, asked, prompts, usage, deadline)) as parts:
                 async for part in parts:

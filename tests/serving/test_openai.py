@@ -829,6 +829,20 @@ def test_a_large_body_is_read_beside_the_loop_and_streams_go_on(embedded, slow, 
         assert waiting.result().json()["error"]["code"] == "context_length_exceeded"
 
 
+def test_a_long_prompt_does_not_take_the_engines_turn(embedded, slow, runs):
+    """The engine of a model makes tokens of one text after another."""
+    runs.hold("tokenize")
+    slow.may_write.release(5)
+    url = f"{embedded.url}/v1/completions"
+    with ThreadPoolExecutor(1) as pool:
+        long = BODY | {"prompt": "x" * 20_000, "truncate_prompt_tokens": -1, "stream": False}
+        waiting = pool.submit(httpx.post, url, json=long | {"max_tokens": 1})
+        wait_until(lambda: runs.names == ["tokenize"])
+        assert httpx.post(url, json=BODY | {"max_tokens": 4}).status_code == 200
+        runs.may_run.release()
+        assert waiting.result().json()["usage"]["prompt_tokens_details"]["truncated_tokens"]
+
+
 def test_a_body_of_more_lists_than_anybody_means_is_not_read(embedded):
     body = {"model": "writer", "prompt": [[]] * 10_001}
     answer = httpx.post(f"{embedded.url}/v1/completions", json=body)
