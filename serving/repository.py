@@ -8,6 +8,7 @@ is let go, and the old one leaves only after its last request.
 
 import concurrent.futures
 import contextlib
+import gc
 import logging
 import math
 import os
@@ -541,4 +542,5 @@ class Repository:
         with self._changed:
             version.servable, version.state, version.is_closing = None, State.END, False
             self._changed.notify_all()
+        gc.collect()  # a graph is full of cycles, and another version may not fit beside it
         self._wake.set()

@@ -1,8 +1,10 @@
 """A version's life: found, loaded, swapped, kept when its successor is broken, let go when idle."""
 
 import asyncio
+import gc
 import shutil
 import threading
+import weakref
 
 import pytest
 from starlette.testclient import TestClient
@@ -115,6 +117,27 @@ def test_a_new_version_replaces_the_old_one_after_it_is_loaded(tmp_path, start):
     assert version_of(repository) == 2
     with pytest.raises(ServingError, match=r"Specific\(a, 1\)"), repository.acquire("a", 1):
         pass
+
+
+def test_the_memory_of_a_version_comes_back_at_once(tmp_path, start):
+    held = []
+
+    def load(name, version, path):
+        one = FakeServable(version)
+        one.itself = one  # as a graph, which its operations know
+        held.append(weakref.ref(one))
+        return one
+
+    put(tmp_path, "a", 1)
+    repository = start(load)
+    wait_until(lambda: repository.readiness()[0])
+    gc.disable()
+    try:
+        put(tmp_path, "a", 2)
+        wait_until(lambda: held[0]() is None)
+    finally:
+        gc.enable()
+    assert version_of(repository) == 2
 
 
 def test_a_version_in_use_is_not_closed(tmp_path, start):
