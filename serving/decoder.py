@@ -193,9 +193,16 @@ class Decoder:
         written = Written(token, num_tokens, hit_end, logprobs, top_tokens, top_logprobs, 1, 1)
         return staged, written
 
-    def values(self, staged: Staged, start: int, end: int) -> np.ndarray:
-        """What tokens start to end left, for `empty`: (tensors, K, end - start, H)."""
-        return np.stack([tensor.numpy()[0, :, start:end] for tensor in staged])
+    def values(self, staged: Staged) -> Callable[[int, int], np.ndarray]:
+        """Gives what tokens start to end left, for `empty`: (tensors, K, end - start, H)."""
+        arrays: list[np.ndarray] = []
+
+        def between(start: int, end: int) -> np.ndarray:
+            if not arrays:  # copied once, and only if it is asked for
+                arrays.extend(tensor.numpy() for tensor in staged)
+            return np.stack([array[0, :, start:end] for array in arrays])
+
+        return between
 
     def draws(self, seed: int) -> np.ndarray:
         """The random numbers of a text, float32 (context length,). Any thread."""

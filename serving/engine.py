@@ -244,9 +244,7 @@ class Engine(ModelText):
                 if written:
                     self._give_out((job,), written)
             if written and self.prefix_cache.max_bytes:
-                self.prefix_cache.put(
-                    job.prompt[:-1], functools.partial(self.decoder.values, staged)
-                )
+                self.prefix_cache.put(job.prompt[:-1], self.decoder.values(staged))
         except Exception:
             log.exception("Model %s: a prompt could not be read; the engine goes on.", self.name)
             with self._changed:

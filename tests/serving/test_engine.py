@@ -337,8 +337,8 @@ def test_what_is_taken_of_a_row_is_what_its_tokens_left(engine):
         tokens = (*text.prompt, *text.written, *new.tokens[: new.num_tokens[row], row].tolist())
         size = len(tokens) - 1
         assert size == len(text.prompt) + 5
-        expected = decoder.values(read(tokens[:-1])[1], 0, size)
-        np.testing.assert_allclose(decoder.values(staged, 0, size), expected, atol=1e-5)
+        expected = decoder.values(read(tokens[:-1])[1])(0, size)
+        np.testing.assert_allclose(decoder.values(staged)(0, size), expected, atol=1e-5)
 
 
 # Errors -------------------------------------------------------------------------------------------
@@ -366,7 +366,9 @@ def test_a_prompt_that_cannot_be_read_fails_alone(engine, held, monkeypatch, par
 
 
 @pytest.mark.parametrize("part", ["take", "put"])
-def test_rows_that_cannot_be_arranged_fail_and_the_engine_goes_on(engine, held, monkeypatch, part):
+def test_rows_that_cannot_be_arranged_fail_and_the_engine_goes_on(
+    engine, held, monkeypatch, caplog, part
+):
     """Where somebody is put off, and where he would go on."""
     true_part, calls = getattr(engine.decoder, part), []
 
@@ -381,6 +383,7 @@ def test_rows_that_cannot_be_arranged_fail_and_the_engine_goes_on(engine, held, 
         requests, written = hogs_and_another(engine, held, patched)
     failed = [one for one in written if isinstance(one, ServingError)]
     assert failed and {error.code for error in failed} == {Code.INTERNAL}
+    assert len(caplog.records) == 1, "what was lost failed another call"
     wait_until(lambda: engine.scheduler.num_free == 2)
     again = collect(engine, *requests)
     assert all(pieces[-1].finish_reason for pieces in again)
