@@ -91,6 +91,8 @@ class Stream:
                             self.writes.set_result(now)
                     last = now
         self.has_ended = True
+        if not self.writes.done():  # it was that short
+            self.writes.set_result(time.perf_counter())
 
     def hang_up(self) -> float:
         """The time at which the socket was closed."""

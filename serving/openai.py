@@ -135,7 +135,7 @@ async def answer(service: Service, config: ServerConfig, request: HttpRequest) -
         text = f"{path} takes POST, with a JSON object as its body, and no {request.method}."
         return _error(405, error_body(405, text), allow="POST")
     try:
-        asked = await _asked(request, config)
+        asked = await _asked(service, config, request)
         name = request.state.model_name = asked.model
         if isinstance(asked, Embed):
             response = await _embed(service, config, request, asked)
@@ -171,13 +171,13 @@ _READERS: Mapping[str, Callable[[Any, ServerConfig], Asked | Embed]] = {
 }
 
 
-async def _asked(request: HttpRequest, config: ServerConfig) -> Asked | Embed:
-    """What the body asks for, read and checked beside the event loop if it is large."""
+async def _asked(service: Service, config: ServerConfig, request: HttpRequest) -> Asked | Embed:
+    """What the body asks for, read and checked in a thread of requests if it is large."""
     if "gzip" in request.headers.get("content-encoding", ""):
         raise ServingError(Code.INVALID_ARGUMENT, "Send the body as it is, without gzip.")
     body = await request.body()
     read = functools.partial(_read_body, body, _READERS[request.url.path], config)
-    asked = read() if len(body) <= SMALL_BODY else await asyncio.to_thread(read)
+    asked = read() if len(body) <= SMALL_BODY else await service.run(lambda repository: read())
     if isinstance(asked, Asked):
         return replace(asked, caller=getattr(request.state, "caller", ""))
     return asked

@@ -819,6 +819,7 @@ def test_a_large_body_is_read_beside_the_loop_and_streams_go_on(embedded, slow, 
         waiting = pool.submit(httpx.post, url, json=large)
         try:
             assert is_checked.wait(10)
+            assert embedded.service.num_running == 1  # it is one of the requests that are bounded
             messages = [{"role": "user", "content": "Hi"}]
             chat = {"model": "writer", "messages": messages, "max_tokens": 5, "stream": True}
             slow.may_write.release(5)
