@@ -9,8 +9,9 @@ torch is none of our requirements. Each way is a process of its own, and calls t
 
 Prints machine, versions, command and Markdown: milliseconds a step (a token of every row, the
 prompt's reading included), medians of --blocks calls, over the fastest Hugging Face; and what part
-of the limit is reached: weights and cache over the bytes a second of a matrix times a vector of as
-many bytes, or the FLOPs over those of a large product, whichever takes longer.
+of the limit is reached: weights, in the bytes they are stored in, and cache over the bytes a second
+of a matrix times a vector of as many, by PyTorch or XLA and with one thread or all, whichever reads
+fastest; or the FLOPs over those of PyTorch's large product, if that takes longer.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -73,21 +75,44 @@ class Ours:
         self.compiled, self.functions = setting["way"] == "XLA", {}
 
     def run(self, order: dict) -> dict:
+        if order["do"] == "limits":
+            return {"bytes_per_second": self.bytes_per_second(order["num_bytes"])}
         tf, shape = self.tf, (order["batch"], order["prompt"])
-        key = (*shape, order["num_tokens"])
-        if key not in self.functions:
-            self.functions[key] = tf.function(
-                lambda *inputs: self.write(order["num_tokens"], *inputs),
-                jit_compile=self.compiled,
-                autograph=False,
-            )
-        V = self.model.vocabulary_size
+        key, V = (*shape, order["num_tokens"]), self.model.vocabulary_size
         tokens = tf.constant(np.random.default_rng(0).integers(4, V, shape), tf.int32)
         rows = [[0.0 if order["greedy"] else 1.0], [order["top_k"]], [order["top_p"]], [1]]
         inputs = [tf.constant(row * shape[0]) for row in rows]
         since = time.perf_counter()
+        if key not in self.functions:
+            function = tf.function(
+                lambda *inputs: self.write(order["num_tokens"], *inputs),
+                jit_compile=self.compiled,
+                autograph=False,
+            )
+            # A concrete function, as a signature is: to look for it costs what two tokens do.
+            self.functions[key] = function.get_concrete_function(tokens, *inputs)
         written = self.functions[key](tokens, *inputs).numpy()
         return {"seconds": time.perf_counter() - since, "num_tokens": written.shape[1]}
+
+    def bytes_per_second(self, num_bytes: int) -> float:
+        """Of a vector times a matrix of so many bytes, compiled: the best of ten calls."""
+        tf, repeats = self.tf, 8  # so that the call itself does not count
+
+        @tf.function(jit_compile=True, autograph=False)
+        def products(x, matrix):
+            def product(i, x):
+                y = tf.matmul(x, matrix, transpose_b=True)
+                return i + 1, x + 1e-9 * tf.reduce_max(y)
+
+            return tf.while_loop(lambda i, x: i < repeats, product, (0, x))[1]
+
+        inputs = tf.random.normal([1, 768]), tf.random.normal([num_bytes // 4 // 768, 768])
+        times = []
+        for _ in range(11):
+            since = time.perf_counter()
+            products(*inputs).numpy()
+            times.append(time.perf_counter() - since)
+        return repeats * num_bytes / min(times[1:])
 
     def write(self, num_steps, tokens, temperature, top_k, top_p, seed):
         tf = self.tf
@@ -106,8 +131,11 @@ class Ours:
             logits = tf.where(tf.range(logits.shape[-1]) <= END, tf.float32.min, logits)
             return sample(logits, draws[:, step], temperature, top_k, top_p)
 
-        # As an export does: plain ops unpack what is stored in front of the loop, XLA within it.
-        with contextlib.nullcontext() if self.compiled else held(self.model):
+        # As an export does, plain ops unpack what is stored in front of the loop. XLA multiplies
+        # one row without that, but several rows by copies only.
+        several = self.compiled and tokens.shape[0] > 1
+        is_held = several or not self.compiled
+        with held(self.model, with_head=several) if is_held else contextlib.nullcontext():
             logits, caches = self.model.prefill(tokens, lengths, num_slots)
             return write(
                 self.model,
@@ -160,12 +188,39 @@ def ways(options) -> dict:
     return {name: way for name, way in found.items() if any(word in name for word in wanted)}
 
 
-def limit_of(size: dict, parameters: int, batch: int, num_tokens: int, rates: dict) -> float:
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # of a weight
+
+
+def weights_of(name: str) -> str:
+    """How a way of ours stores its weights; the peers are held to the limit of float32."""
+    found = (kind for kind in BYTES if f", {kind}" in name and "Stepwise" in name)
+    return next(found, "float32")
+
+
+def rates_of(started: dict, parameters: int, kinds: Iterable[str]) -> dict:
+    """Bytes a second by kind of weights, and FLOP/s, the most that a process of any way reaches."""
+    rates: dict = {"bytes_per_second": {}}
+    for kind in kinds:
+        num_bytes = BYTES[kind] * parameters
+        found = {}
+        for name, process in started.items():
+            if "Hugging Face, float32" in name or "Stepwise XLA, " in name:
+                answer = process.ask(do="limits", num_bytes=num_bytes)
+                found[name] = answer["bytes_per_second"]
+                rates["flops"] = max(rates.get("flops", 0.0), answer.get("flops", 0.0))
+        rates["bytes_per_second"][kind] = max(found.values())
+        read = ", ".join(f"{rate / 1e9:.1f} by {name}" for name, rate in found.items())
+        print(f"{num_bytes / 1e6:.0f} MB of {kind}, GB/s of a matrix times a vector: {read}")
+    print(f"product of 2,048 x 2,048: {rates['flops'] / 1e9:.0f} GFLOP/s")
+    return rates
+
+
+def limit_of(size: dict, parameters: int, batch: int, num_tokens: int, rates: dict, kind) -> float:
     """Seconds a step takes at least, by memory or arithmetic; embeddings are looked up."""
     slots = PROMPT + num_tokens / 2
     weights = parameters - size["context"] * size["width"]
     cache = 2 * size["num_layers"] * size["width"] * slots * batch
-    moving = 4 * (weights + cache) / rates["bytes_per_second"]
+    moving = (BYTES[kind] * weights + 4 * cache) / rates["bytes_per_second"][kind]
     return max(moving, batch * 2 * (weights + cache / batch) / rates["flops"])
 
 
@@ -179,15 +234,7 @@ def measure(options) -> None:
             print(f"{name}: left out, {error}", file=sys.stderr)
     parameters = next(p.first["parameters"] for n, p in started.items() if "Stepwise" in n)
     peers = [name for name in started if "Hugging Face" in name]
-    rates = None
-    if peers:
-        name = next(name for name in peers if f"{options.threads} thread" in name)
-        rates = started[name].ask(do="limits", num_bytes=4 * parameters)
-        print(
-            f"{4 * parameters / 1e6:.0f} MB of weights; a matrix times a vector of as many bytes: "
-            f"{rates['bytes_per_second'] / 1e9:.1f} GB/s; product of 2,048 x 2,048: "
-            f"{rates['flops'] / 1e9:.0f} GFLOP/s"
-        )
+    rates = rates_of(started, parameters, options.weights) if peers else None
     for batch in options.batch:
         for mode in options.modes:
             top_k, top_p = (50, 1.0) if mode == "top_k" else (0, 0.95 if mode == "top_p" else 1.0)
@@ -216,7 +263,6 @@ def measure(options) -> None:
 def report(options, batch, mode, steps, first, peers, rates, parameters, new, size) -> None:
     medians = {name: float(np.median(found)) for name, found in steps.items()}
     best = min((medians[name] for name in peers), default=None)
-    least = 1000 * limit_of(size, parameters, batch, new, rates) if rates else None
     what = f"{options.size}, batch {batch}, {mode}"
     columns = "ms a step | quartiles | tokens a second | over Hugging Face | of the limit"
     print(f"\n| {what} | {columns} | first call, s |")
@@ -224,12 +270,21 @@ def report(options, batch, mode, steps, first, peers, rates, parameters, new, si
     for name, found in steps.items():
         low, high = np.percentile(found, [25, 75])
         over = f"{best / medians[name]:.2f}" if best else ""
-        part = f"{least / medians[name]:.2f}" if least else ""
+        part = ""
+        if rates:
+            least = limit_of(size, parameters, batch, new, rates, weights_of(name))
+            part = f"{1000 * least / medians[name]:.2f}"
         print(
             f"| {name} | {medians[name]:.2f} | {low:.2f} to {high:.2f} | "
             f"{1000 * batch / medians[name]:,.0f} | {over} | {part} | {first[name]:.1f} |",
             flush=True,
         )
+    for way in ("Stepwise XLA", "Stepwise portable", "Hugging Face"):
+        names = [name for name in medians if way in name]
+        if names:
+            name = min(names, key=medians.__getitem__)
+            over = f", {best / medians[name]:.2f} times Hugging Face" if best else ""
+            print(f"Best: {name}, {medians[name]:.3f} ms{over}", flush=True)
 
 
 def main() -> None:
@@ -254,7 +309,7 @@ def main() -> None:
         nargs="+",
         choices=("float32", "bfloat16", "int8"),
         default=["float32"],
-        help="how ours are stored; not of the limit, which is float32's",
+        help="how ours are stored",
     )
     parser.add_argument("--ways", nargs="+", help="only those with one of these words in the name")
     options = parser.parse_args()

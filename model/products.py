@@ -79,6 +79,7 @@ class Embedding(keras.layers.Embedding):
     """Keras' layer, int (...) -> float (..., D), or with a matrix that `model.stored` put there."""
 
     stored: Any = None
+    head: tf.Tensor | None = None  # (D, tokens), within `model.stored.held`
 
     def call(self, inputs):
         if self.stored is None:

@@ -30,7 +30,35 @@ def test_a_stored_matrix_is_the_nearest_and_gives_its_product(kind):
     np.testing.assert_allclose(stored.product(x), x @ kept.T, rtol=1e-5, atol=1e-5)
     with stored.held():
         np.testing.assert_allclose(stored.product(x), x @ kept.T, rtol=1e-5, atol=1e-5)
+    one_row = tf.function(lambda x: stored.product(x), jit_compile=True)
+    np.testing.assert_allclose(one_row(x[:1]), x[:1] @ kept.T, rtol=1e-5, atol=1e-5)
     assert stored.rows.dtype == kind
+
+
+def test_a_compiled_loop_over_one_row_reads_int8_in_each_step():
+    """Unpacked in front of the loop, each step would read four times as much."""
+    stored = Stored(np.random.default_rng(0).normal(size=(48, 48)).astype(np.float32), "int8")
+
+    def loop(x):
+        return tf.while_loop(lambda i, x: i < 9, lambda i, x: (i + 1, stored.product(x)), (0, x))[1]
+
+    compiled = tf.function(loop, jit_compile=True, autograph=False)
+    program = compiled.experimental_get_compiler_ir(tf.ones([1, 48]))(stage="optimized_hlo")
+    (entry,) = (part for part in program.split("\n\n") if part.startswith("ENTRY"))
+    assert "s8[48,48]" in entry and "f32[48,48]" not in entry
+
+
+def test_a_held_head_gives_the_logits_of_the_embedding(tiny_writer):
+    model, x = (
+        tiny_writer.model,
+        tf.random.stateless_normal([3, tiny_writer.model.config.width], [1, 2]),
+    )
+    logits = model.logits(x)
+    with held(model, with_head=True):
+        assert model.embedding.head.shape == model.embedding.embeddings.shape[::-1]
+        np.testing.assert_allclose(model.logits(x), logits, rtol=1e-5, atol=1e-5)
+    assert model.embedding.head is None
+    np.testing.assert_allclose(model.logits(x[:, None])[:, 0], logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])
