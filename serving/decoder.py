@@ -32,7 +32,7 @@ Staged = tuple[tf.Tensor, ...]
 
 LEAST_SLOTS = 64  # of a cache: a smaller one costs as much
 NUM_LENGTHS = 3  # sizes of the cache of the texts that are written; each costs compilations
-READ_SIZES = 3  # a whole chunk, a half or a quarter of it
+READ_SIZES = 2  # a whole chunk, or a half of it
 # Columns of what a row brings besides its tokens; of one that reads the first two are how many
 # tokens there are and where they stand.
 _TOKEN, _LENGTH, _LEFT = range(3)

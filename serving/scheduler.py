@@ -19,7 +19,7 @@ from serving.errors import Code, ServingError
 
 # A call that writes is as many steps as fit in this time: whoever has read its prompt waits no
 # longer for a row, and a caller sees tokens come at least so often.
-CALL_SECONDS = 0.02
+CALL_SECONDS = 0.01
 PASSED_OVER_AT_MOST = 4  # times that shorter prompts are read before a longer one
 
 

@@ -334,8 +334,8 @@ def test_steps_of_a_call_fit_into_the_time_whoever_comes():
     planner, _ = scheduler(num_slots=4, max_steps=8)
     writing(planner, job(1, max_tokens=1000))  # nothing was known of the time
     for _ in range(40):
-        planner.took(8, 8 * 0.004)
-    assert planner.next_call().num_steps == 5  # of 4 ms in 20 ms
+        planner.took(8, 8 * 0.002)
+    assert planner.next_call().num_steps == 5  # of 2 ms in 10 ms
     planner.submit(job(500))
     assert read(planner) and planner.next_call().num_steps == 5
     for _ in range(80):
