@@ -275,6 +275,7 @@ def hogs_and_another(engine, held, monkeypatch):
     """Two texts of one caller, both in rows, of which one is put off for a third; all three."""
     monkeypatch.setattr(engine.scheduler, "patience", 0.0)
     monkeypatch.setattr(engine.scheduler, "quantum", 3)
+    monkeypatch.setattr(engine.scheduler, "max_steps", 2)  # or a text ends in the call that is held
     requests = [
         Request(prompt=prompt, max_tokens=26, temperature=1.0, seed=seed, caller=caller)
         for seed, (prompt, caller) in enumerate([("abc", "a"), ("xyzw", "a"), ("mn", "b")])
