@@ -28,6 +28,7 @@ from serving import metrics
 from serving.config import ServerConfig
 from serving.decoder import Decoder, Staged, Text, Written
 from serving.errors import INTERNAL_TEXT, Code, ServingError
+from serving.memory import give_back
 from serving.next_tokens import ModelText, Runs
 from serving.prefix_cache import PrefixCache
 from serving.scheduler import Job, Plan, Read, Scheduler, State
@@ -361,6 +362,7 @@ def engine_for(
         chunk=config.generation_chunk_tokens,
         progress=progress,
     )
+    give_back()
     return Engine(
         servable,
         decoder,

@@ -8,7 +8,6 @@ is let go, and the old one leaves only after its last request.
 
 import concurrent.futures
 import contextlib
-import gc
 import logging
 import math
 import os
@@ -29,6 +28,7 @@ from serving.errors import (
     as_serving_error,
     invalid_argument,
 )
+from serving.memory import give_back
 
 if TYPE_CHECKING:
     from serving.servable import Servable
@@ -542,5 +542,5 @@ class Repository:
         with self._changed:
             version.servable, version.state, version.is_closing = None, State.END, False
             self._changed.notify_all()
-        gc.collect()  # a graph is full of cycles, and another version may not fit beside it
+        give_back()  # another version may not fit beside it
         self._wake.set()

@@ -9,7 +9,7 @@ OURS = ":stepwise:serving:"
 
 # Histograms of each model, microseconds.
 FIRST_TOKEN, NEXT_TOKEN = "time_to_first_token", "time_between_tokens"
-WAIT_FOR_SLOT = "generation_queue_latency"
+WAIT_FOR_READING = "generation_queue_latency"
 # Counters of each model.
 ROWS, PADDED_ROWS = "generation_rows", "generation_padded_rows"
 PROMPT_TOKENS, CACHED_TOKENS = "prompt_tokens", "cached_tokens"
@@ -21,7 +21,7 @@ SLOTS, FREE_SLOTS = "generation_slots", "generation_free_slots"
 CACHE_BYTES, PREFIX_BYTES = "generation_cache_bytes", "generation_prefix_cache_bytes"
 
 NAMES = (
-    *(FIRST_TOKEN, NEXT_TOKEN, WAIT_FOR_SLOT, BATCH),
+    *(FIRST_TOKEN, NEXT_TOKEN, WAIT_FOR_READING, BATCH),
     *(ROWS, PADDED_ROWS, PROMPT_TOKENS, CACHED_TOKENS),
     *(STREAMS, WAITING, SLOTS, FREE_SLOTS, CACHE_BYTES, PREFIX_BYTES),
 )

@@ -178,7 +178,7 @@ TEXTS: dict[str, dict[str, str]] = {
     "engine.measure": {"en": "Time", "zh": "时间"},
     "engine.time_to_first_token": {"en": "to the first token", "zh": "到首个词元"},
     "engine.time_between_tokens": {"en": "between tokens", "zh": "词元之间"},
-    "engine.generation_queue_latency": {"en": "until a slot is free", "zh": "等到空闲槽位"},
+    "engine.generation_queue_latency": {"en": "until its reading begins", "zh": "等到开始读取"},
     "engine.since_opened": {"en": "Since this page was opened", "zh": "打开本页面以来"},
     "engine.since_started": {"en": "Since the server was started", "zh": "服务器启动以来"},
     "engine.quantiles": {"en": "p50 {half}, p95 {most}", "zh": "p50 {half}，p95 {most}"},

@@ -4,7 +4,7 @@ import pytest
 from ui_stub import metrics_page
 
 from serving import metrics
-from ui.counts import FIRST_TOKEN, NEXT_TOKEN, WAIT_FOR_SLOT, Counts, History, Rates
+from ui.counts import FIRST_TOKEN, NEXT_TOKEN, WAIT_FOR_READING, Counts, History, Rates
 
 
 def test_the_server_s_own_page_is_understood():
@@ -24,7 +24,7 @@ def test_the_server_s_own_page_is_understood():
     assert after.total("prompt_tokens") - before.total("prompt_tokens") == 30
     assert 18 < after.quantile(FIRST_TOKEN, 'a "b"', 0.5) < 32.4  # the bucket of 20 us
     assert after.quantile(NEXT_TOKEN, 'a "b"', 1.0) == pytest.approx(58.32, abs=0.01)
-    assert after.quantile(WAIT_FOR_SLOT, 'a "b"', 0.5) == 5  # half way to the first limit, 10
+    assert after.quantile(WAIT_FOR_READING, 'a "b"', 0.5) == 5  # half way to the first limit, 10
 
 
 def test_quantiles_are_linear_within_a_bucket():

@@ -118,7 +118,7 @@ def test_without_an_engine_streams_and_times_are_left(open_page, client, clock, 
     at = open_page("engine", language)
     assert notices(at) == [TEXTS["engine.by_signatures"][language]]
     assert [value for value, _ in figures(at)] == ["2", "–"]
-    assert len(heights(at)) == 1 and words(at).count("|stories|") == 2  # no time until a slot
+    assert len(heights(at)) == 1 and words(at).count("|stories|") == 2  # no time of waiting
     assert TEXTS["engine.no_text"][language] not in words(at)
 
 

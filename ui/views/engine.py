@@ -9,7 +9,7 @@ from ui.language import duration, say
 LOOK_EVERY = 2.0  # seconds
 LENGTH = 90  # looks, three minutes of them
 PATIENCE = 5 * LOOK_EVERY
-MEASURES = (counts.FIRST_TOKEN, counts.NEXT_TOKEN, counts.WAIT_FOR_SLOT)
+MEASURES = (counts.FIRST_TOKEN, counts.NEXT_TOKEN, counts.WAIT_FOR_READING)
 
 
 def page() -> None:
