@@ -194,6 +194,11 @@ class Engine(ModelText):
                 self._fail(job, _closed(self.name))
             self._changed.notify_all()
 
+    @property
+    def has_ended(self) -> bool:
+        """It is closed, or cannot go on: it refuses all."""
+        return self._is_closing
+
     def look(self, read: "Callable[[Engine], int]") -> int:
         """A count of the moment, while nobody changes it."""
         with self._changed:
@@ -209,7 +214,7 @@ class Engine(ModelText):
             while todo := self._next(ask):
                 run(*todo)
         except Exception:
-            log.exception("Model %s: the engine cannot go on; load the version anew.", self.name)
+            log.exception("Model %s: the engine cannot go on, its signatures write.", self.name)
             self._refuse()
 
     def _next(self, ask: Callable[[], Todo | None]) -> tuple[Todo, dict[Job, _Stream]] | None:
@@ -363,12 +368,16 @@ def engine_for(
         progress=progress,
     )
     give_back()
-    return Engine(
-        servable,
-        decoder,
-        prefix_cache_bytes=config.prefix_cache_bytes,
-        max_waiting=config.max_waiting_requests,
-    )
+    try:
+        return Engine(
+            servable,
+            decoder,
+            prefix_cache_bytes=config.prefix_cache_bytes,
+            max_waiting=config.max_waiting_requests,
+        )
+    except BaseException:  # the version was closed meanwhile
+        decoder.close()
+        raise
 
 
 _ENGINES: "weakref.WeakSet[Engine]" = weakref.WeakSet()
@@ -395,5 +404,5 @@ def _put(parts: list[tuple[_Stream, _Part | ServingError]]) -> None:
 
 def _closed(name: str) -> ServingError:
     return ServingError(
-        Code.UNAVAILABLE, f"Model {name!r} is being unloaded; try again later or elsewhere."
+        Code.UNAVAILABLE, f"The engine of model {name!r} has ended; try again, or elsewhere."
     )

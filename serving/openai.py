@@ -74,13 +74,22 @@ class NoSuchModel(ServingError):
 class TooLong(InvalidField):
     """A prompt that the context has no room for."""
 
-    def __init__(self, field: str, num_tokens: int, context_length: int) -> None:
+    def __init__(
+        self,
+        field: str,
+        num_tokens: int,
+        context_length: int,
+        *,
+        has_answer: bool = True,
+        may_cut: bool = True,
+    ) -> None:
         ServingError.__init__(
             self,
             Code.INVALID_ARGUMENT,
-            f"This model's context is {context_length} tokens, with one before the text and at "
-            f"least one of an answer, and {field} has {num_tokens}. Send less, or have only its "
-            "end read: truncate_prompt_tokens: -1.",
+            f"This model's context is {context_length} tokens, with one before the text"
+            + (" and at least one of an answer" if has_answer else "")
+            + f", and {field} has {num_tokens}. Send less"
+            + (", or have only its end read: truncate_prompt_tokens: -1." if may_cut else "."),
         )
         self.field = field
 
@@ -229,7 +238,9 @@ async def _model(service: Service, request: HttpRequest, name: str) -> AsyncIter
         stack.push(acquired.__exit__)
         signatures = NextTokensWriter(servable, service.in_thread)
         request.state.model_version = servable.version
-        yield _Model(servable.writer or signatures, signatures, service)
+        engine = servable.writer
+        writer = signatures if engine is None or engine.has_ended else engine
+        yield _Model(writer, signatures, service)
 
 
 async def _read(model: _Model, asked: Asked, usage: "_Usage") -> list[tuple[int, ...]]:
@@ -240,7 +251,8 @@ async def _read(model: _Model, asked: Asked, usage: "_Usage") -> list[tuple[int,
     is_long = sum(map(len, texts)) > SMALL_BODY
     found = iter(await (model.signatures if is_long else writer).tokenize(texts))
     prompts = []
-    most = writer.context_length - 2  # BEGIN and a token of the answer
+    has_answer = asked.max_tokens != 0
+    most = writer.context_length - 1 - has_answer  # BEGIN and a token of the answer
     field = "messages" if asked.is_chat else "prompt"
     for prompt in asked.prompts:
         if isinstance(prompt, str):
@@ -252,14 +264,15 @@ async def _read(model: _Model, asked: Asked, usage: "_Usage") -> list[tuple[int,
             kept = most
             if asked.truncate > 0:
                 kept = min(most, asked.truncate)
-            elif asked.max_tokens:  # as many as leave room, but at most half of the context
-                kept = writer.context_length - 1
-                kept -= min(asked.max_tokens, writer.context_length // 2)
+            elif has_answer:  # as many as leave room, but at most half of the context
+                half = writer.context_length // 2
+                answer = half if asked.max_tokens is None else min(asked.max_tokens, half)
+                kept = writer.context_length - 1 - answer
             tokens = tokens[max(len(tokens) - kept, 0) :]
             usage.num_truncated += max(size - kept, 0)
             size = min(size, kept)
         if size > most:
-            raise TooLong(field, size, writer.context_length)
+            raise TooLong(field, size, writer.context_length, has_answer=has_answer)
         if not isinstance(prompt, str):
             check_tokens(field, tokens, writer.vocabulary_size)  # of few now
         prompts.append(tuple(tokens))
@@ -702,17 +715,21 @@ def _embedding_list(asked: Embed, vectors: np.ndarray, num_tokens: int) -> bytes
     return b'{"object":"list","data":[' + b",".join(rows) + b"]," + rest[1:]
 
 
+def _too_long(num_tokens: int, writer: Writer) -> TooLong:
+    return TooLong("input", num_tokens, writer.context_length, has_answer=False, may_cut=False)
+
+
 async def _texts(writer: Writer, inputs: Sequence[Prompt]) -> tuple[list[str], int]:
     """The inputs as texts, and how many tokens all of them have."""
     rows = [one for one in inputs if not isinstance(one, str)]
     for row in rows:
         if len(row) > writer.context_length - 1:
-            raise TooLong("input", len(row), writer.context_length)
+            raise _too_long(len(row), writer)
         check_tokens("input", row, writer.vocabulary_size)
     made = iter(await writer.detokenize(rows) if rows else [])
     texts = [one if isinstance(one, str) else next(made) for one in inputs]
     found = await writer.tokenize(texts)
     for one in found:
         if one.num_tokens > writer.context_length - 1:
-            raise TooLong("input", one.num_tokens, writer.context_length)
+            raise _too_long(one.num_tokens, writer)
     return texts, sum(one.num_tokens for one in found)

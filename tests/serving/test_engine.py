@@ -678,7 +678,7 @@ def test_closing_while_texts_are_written_ends_them(loaded, engine):
     assert {error.code for error in ended} == {Code.UNAVAILABLE}
 
 
-def test_an_engine_that_cannot_begin_anew_refuses(loaded, engine, monkeypatch):
+def test_an_engine_that_cannot_begin_anew_has_ended(loaded, engine, monkeypatch):
     wait_until(lambda: engine.scheduler.num_free == 2)
     other = Engine(loaded, engine.decoder)
 
@@ -691,7 +691,7 @@ def test_an_engine_that_cannot_begin_anew_refuses(loaded, engine, monkeypatch):
         request = Request(prompt="ab", max_tokens=4)
         (error,) = collect(other, request)
         assert error.code is Code.INTERNAL
-        wait_until(lambda: other._is_closing)
+        wait_until(lambda: other.has_ended)
         (error,) = collect(other, request)
         assert error.code is Code.UNAVAILABLE
     other.close()
@@ -733,6 +733,16 @@ def test_a_stream_over_http_is_the_text_at_once(repository, engine):
     assert parts[-1].usage.completion_tokens == whole.usage.completion_tokens > 20
     (pieces,) = collect(engine, Request(prompt="ab", max_tokens=28, temperature=0.0))
     assert greedy.text == text_of(pieces)
+
+
+def test_signatures_write_where_the_engine_has_ended(repository, engine, loaded, monkeypatch):
+    ended = Engine(loaded, engine.decoder)
+    ended.close()
+    with serving(repository, ServerConfig()) as running:
+        before = httpx.post(f"{running.url}/v1/completions", json=LONG).json()["choices"]
+        monkeypatch.setattr(loaded, "writer", ended)
+        answer = httpx.post(f"{running.url}/v1/completions", json=LONG)
+    assert answer.status_code == 200 and answer.json()["choices"] == before
 
 
 def test_a_token_that_the_vocabulary_has_not_is_a_400(repository, engine):

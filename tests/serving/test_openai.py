@@ -533,6 +533,23 @@ def test_a_prompt_that_is_too_long(client, server):
         answer = complete(client, prompt="y" * 500, max_tokens=40, extra_body=body)
         assert answer.usage.prompt_tokens == size
         assert answer.usage.prompt_tokens_details.truncated_tokens == 500 - size
+    # An answer without a limit has half of the context; what is only scored needs no room for one.
+    messages = [{"role": "user", "content": "z" * 500}]
+    chat = client.chat.completions.create(
+        model="writer", messages=messages, extra_body={"truncate_prompt_tokens": -1}
+    )
+    assert (chat.usage.prompt_tokens, chat.usage.completion_tokens) == (95 - 48, 48)
+    scored = complete(client, prompt="x" * 95, max_tokens=0, echo=True, logprobs=0)
+    assert len(scored.choices[0].logprobs.tokens) == 95
+    _, error = refusal(server, prompt="x" * 96, max_tokens=0, echo=True)
+    assert "of an answer" not in error["message"] and "has 96" in error["message"]
+
+
+def test_advice_is_such_as_can_be_followed(server):
+    body = {"model": "writer", "input": "x" * 96}
+    error = httpx.post(f"{server.url}/v1/embeddings", json=body).json()["error"]
+    assert error["code"] == "context_length_exceeded" and "has 96" in error["message"]
+    assert "truncate" not in error["message"] and "answer" not in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -615,7 +632,7 @@ def test_the_door_speaks_openais_form_here_alone(models, monkeypatch):
 class Slow:
     """A writer that writes a letter for each permission, and knows whether it was let go."""
 
-    context_length, vocabulary_size = 32, 260
+    context_length, vocabulary_size, has_ended = 32, 260, False
 
     def __init__(self):
         self.may_write = threading.Semaphore(0)
@@ -659,7 +676,7 @@ BODY = {"model": "writer", "prompt": "a", "max_tokens": 5, "stream": True}
 class Scripted:
     """A writer of given parts: those of seed i, a token each, and how likely each of them is."""
 
-    context_length, vocabulary_size = 64, 260
+    context_length, vocabulary_size, has_ended = 64, 260, False
 
     def __init__(self, *answers):
         self.answers = answers
