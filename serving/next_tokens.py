@@ -243,7 +243,8 @@ class NextTokensWriter(ModelText):
             size = int(outputs[signatures.NUM_TOKENS][row])
             tokens = outputs[signatures.TOKENS][row, :size].tolist()
             if tokens != list(prompt):
-                raise InvalidField("prompt", "tokens that their text is made into", list(prompt))
+                expected = "the tokens that `tokenize` makes of its text, to be scored, or that text"
+                raise InvalidField("prompt", expected, list(prompt))
             logprobs = _logprobs(outputs, row, size, signatures.NUM_TOP)
             scored.append(Scored(tuple(tokens), tuple(logprobs)))
         return scored

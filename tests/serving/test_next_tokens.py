@@ -229,7 +229,7 @@ def test_a_text_is_as_likely_as_it_was_when_it_was_written(real):
         assert found.logprob == pytest.approx(wanted.logprob, abs=1e-4)
         assert found.top[0][1] == pytest.approx(wanted.top[0][1], abs=1e-4)
     assert other.logprobs[0].logprob == pytest.approx(scored.logprobs[0].logprob, abs=1e-4)
-    with pytest.raises(ServingError, match="tokens that their text is made into"):
+    with pytest.raises(ServingError, match="tokens that `tokenize` makes of its text"):
         asyncio.run(writer.score([(2, 2)]))
     vectors = asyncio.run(writer.embed(["abc", "", "猫"]))
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
