@@ -243,7 +243,7 @@ class NextTokensWriter(ModelText):
             size = int(outputs[signatures.NUM_TOKENS][row])
             tokens = outputs[signatures.TOKENS][row, :size].tolist()
             if tokens != list(prompt):
-                expected = "the tokens that `tokenize` makes of its text, to be scored, or that text"
+                expected = "the tokens that `tokenize` makes of its text, or that text"
                 raise InvalidField("prompt", expected, list(prompt))
             logprobs = _logprobs(outputs, row, size, signatures.NUM_TOP)
             scored.append(Scored(tuple(tokens), tuple(logprobs)))
