@@ -121,13 +121,16 @@ def test_each_of_many_texts_at_once_is_its_text_alone(engine, loaded):
     alone = NextTokensWriter(loaded)
     for request, pieces in zip(MIXED * 2, together, strict=True):
         (expected,) = collect(alone, request)
-        assert text_of(pieces) == text_of(expected), request
+        # Where a draw lies on the boundary of two tokens, another machine's rounding may take the
+        # other one: then this request needs another seed.
+        advice = f"{request}: if this fails on one kind of machine alone, give it another seed"
+        assert text_of(pieces) == text_of(expected), advice
         for name in ("tokens", "logprobs"):
             ours, theirs = (
                 [x for piece in some for x in getattr(piece, name)] for some in (pieces, expected)
             )
             if name == "tokens":
-                assert ours == theirs
+                assert ours == theirs, advice
             else:
                 assert (
                     len(ours)
@@ -563,11 +566,20 @@ def test_a_deadline_ends_a_text(engine):
     assert isinstance(error, ServingError) and error.code is Code.DEADLINE_EXCEEDED
 
 
-def test_too_many_that_wait_are_refused(engine):
-    answers = collect(engine, *[Request(prompt="ab", max_tokens=28, seed=i) for i in range(120)])
-    errors = [answer for answer in answers if isinstance(answer, ServingError)]
-    assert {error.code for error in errors} == {Code.RESOURCE_EXHAUSTED}
-    assert all(a[-1].finish_reason for a in answers if not isinstance(a, ServingError))
+def test_too_many_that_wait_are_refused(engine, held):
+    request = Request(prompt="abc", max_tokens=4, temperature=0.0)
+    with ThreadPoolExecutor(3) as threads:
+        try:
+            writing = threads.submit(collect, engine, *[request] * 2)
+            wait_until(lambda: held.calls and engine.scheduler.num_free == 0)
+            waiting = threads.submit(collect, engine, *[request] * 40)
+            wait_until(lambda: engine.scheduler.num_waiting == 40)
+            (error,) = threads.submit(collect, engine, request).result(10)
+        finally:
+            held.may_write.release(1000)
+        assert isinstance(error, ServingError) and error.code is Code.RESOURCE_EXHAUSTED
+        for pieces in (*writing.result(10), *waiting.result(10)):
+            assert pieces[-1].finish_reason == s.FINISH_LENGTH
 
 
 def test_an_error_in_a_step_fails_who_was_running_and_the_engine_goes_on(engine, monkeypatch):
@@ -654,28 +666,22 @@ def test_an_engine_that_nobody_wants_any_more_is_not_made():
     assert (made, closed, one.writer) == ([], [True], None)
 
 
-def test_closing_while_texts_are_written_ends_them(loaded, engine):
+def test_closing_while_texts_are_written_ends_them(loaded, engine, held):
     """On an engine of its own over the same compiled functions."""
     wait_until(lambda: engine.scheduler.num_free == 2)
     other = Engine(loaded, engine.decoder)
-
-    async def close_meanwhile():
-        has_begun = asyncio.Event()
-
-        async def take(request):
-            async with contextlib.aclosing(other.write(request)) as stream:
-                async for _ in stream:
-                    has_begun.set()
-
-        requests = [Request(prompt="ab", max_tokens=28, seed=seed) for seed in range(5)]
-        taking = [asyncio.ensure_future(take(request)) for request in requests]
-        await has_begun.wait()
-        await asyncio.to_thread(other.close)
-        return await asyncio.gather(*taking, take(requests[0]), return_exceptions=True)
-
-    ended = [error for error in asyncio.run(close_meanwhile()) if error is not None]
-    assert len(ended) >= 2, "all texts were finished before the engine was closed"
-    assert {error.code for error in ended} == {Code.UNAVAILABLE}
+    request = Request(prompt="abc", max_tokens=20, temperature=0.0)
+    with ThreadPoolExecutor(2) as threads:
+        writing = threads.submit(collect, other, *[request] * 5)
+        try:
+            wait_until(lambda: held.calls and len(other._streams) == 5)
+            closing = threads.submit(other.close)
+            wait_until(lambda: other._is_closing)
+        finally:
+            held.may_write.release(1000)
+        closing.result(10)
+        ended = [*writing.result(10), *collect(other, request)]
+    assert [error.code for error in ended] == [Code.UNAVAILABLE] * 6
 
 
 def test_an_engine_that_cannot_begin_anew_has_ended(loaded, engine, monkeypatch):
@@ -772,6 +778,32 @@ def test_who_hangs_up_frees_the_slot_within_a_step(repository, engine, held):
         held.may_write.release(1)
         wait_until(lambda: engine.scheduler.num_free == 2)
         assert len(held.calls) == 2, "it went on for nobody"
+
+
+def test_a_stream_has_its_own_time_limit(repository, loaded, engine, held, monkeypatch):
+    """By a clock of the engine that goes on where its call is held: 1,000 seconds, two calls."""
+    ahead = 0
+    other = Engine(loaded, engine.decoder, clock=lambda: time.monotonic() + ahead)
+    monkeypatch.setattr(loaded, "writer", other)
+    config = ServerConfig(request_timeout_seconds=100, stream_timeout_seconds=1000)
+    with serving(repository, config) as running:
+        body = LONG | {"stream": True}
+        with httpx.stream("POST", f"{running.url}/v1/completions", json=body) as response:
+            lines = filter(None, response.iter_lines())
+            assert '"text":' in next(lines)
+            wait_until(lambda: len(held.calls) == 1)
+            ahead += 500
+            held.may_write.release(1)
+            wait_until(lambda: len(held.calls) == 2)  # it writes on
+            assert other.scheduler.num_free == 1
+            ahead += 500
+            held.may_write.release(1000)
+            *events, last = lines
+        assert all('"text":' in event for event in events)
+        assert last.startswith('data: {"error":') and "not finished in time" in last
+        wait_until(lambda: other.scheduler.num_free == 2 and not other._streams)
+        assert len(held.calls) == 2 and not running.service._streams
+    other.close()
 
 
 def test_a_drain_lets_those_who_write_and_wait_finish(repository, engine, held):
