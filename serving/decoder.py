@@ -105,7 +105,8 @@ class Decoder:
             spec.shape[1] * spec.shape[3] * spec.dtype.size for spec in self.specs
         )
         sizes = sizes_up_to(num_slots, 1, num_slots.bit_length() + 1)
-        self.batch_sizes = [size for size in sizes if size != 2 or num_slots == 2]  # 4 is as good
+        # As a row costs nearly as much as the others, three quarters, too: the widest step is long.
+        self.batch_sizes = sorted({*sizes, max(3 * num_slots // 4, 1)})
         self.lengths = sizes_up_to(self.context_length, LEAST_SLOTS, NUM_LENGTHS)
         self.read_sizes = sizes_up_to(min(chunk, self.context_length), 16, READ_SIZES)
         self._cache = [
@@ -318,7 +319,8 @@ class Decoder:
         """Traced over this decoder's weights and cache."""
         ints, floats = tf.int32, tf.float32
         one, flag = tf.TensorSpec([], ints), tf.TensorSpec([], tf.bool)
-        tokens = tf.TensorSpec([1, None], ints)
+        # Rows are unknown also where there is one, as an export may say no more of its outputs.
+        tokens, rows = tf.TensorSpec([None, None], ints), tf.TensorSpec([None, 5], ints)
         staged = [
             tf.TensorSpec([1, spec.shape[1], None, spec.shape[3]], spec.dtype)
             for spec in self.specs
@@ -326,17 +328,17 @@ class Decoder:
         return {
             "step": _function(
                 self.write_steps,
-                tf.TensorSpec([None, 5], ints),
+                rows,
                 tf.TensorSpec([None, 6 + self.max_steps], floats),
-                tf.TensorSpec([None, None], ints),
+                tokens,
                 one,
                 flag,
             ),
             "read": _function(
                 self._read_chunk,
                 tokens,
-                tf.TensorSpec([1, 5], ints),
-                tf.TensorSpec([1, 7], floats),
+                rows,
+                tf.TensorSpec([None, 7], floats),
                 tokens,
                 flag,
                 *staged,
