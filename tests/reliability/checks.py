@@ -515,7 +515,8 @@ async def stop_in_flight(
     end, later ones are refused."""
     leave = folder / "leave"
     # As many calls of the model as last until the requests have taken all threads.
-    body = {"model": "writer", "prompt": "a", "max_tokens": 80, "n": 16, "stream": True}
+    num_texts = 16
+    body = {"model": "writer", "prompt": "a", "max_tokens": 80, "n": num_texts, "stream": True}
     content = json.dumps(body).encode()
     streams = await asyncio.gather(*(Stream.begun(port, content) for _ in range(number)))
     try:
@@ -526,11 +527,10 @@ async def stop_in_flight(
 
         async def are_all_taken() -> bool:
             page = (await exchange(port, http(METRICS))).body.decode()
-            found = (
-                re.search(rf"^:stepwise:serving:{gauge}.* {number}$", page, re.M)
-                for gauge in ("running_requests", "streams")
-            )
-            return all(found)
+            found = dict(re.findall(r"^:stepwise:serving:(\w+?)(?:{.*})? (\d+)$", page, re.M))
+            taken = sum(int(found.get(f"{kind}_requests", 0)) for kind in ("running", "waiting"))
+            # Each text of a stream counts as a request.
+            return int(found.get("streams", 0)) == number and taken == number + number * num_texts
 
         must(await until(are_all_taken, 30.0), "not all requests and streams run at once")
         process.send_signal(signal.SIGTERM)

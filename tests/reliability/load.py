@@ -81,7 +81,11 @@ class Stream:
         """The stream that a completion of `body` is answered by, once its first event is there."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(http("/v1/completions", body, "connection: close"))
-        await reader.readuntil(b"data: {")
+        try:
+            await reader.readuntil(b"data: {")
+        except asyncio.IncompleteReadError as error:
+            writer.close()
+            raise AssertionError(f"No stream but {error.partial.decode()}") from error
         return cls(reader, writer)
 
     async def is_complete(self) -> bool:

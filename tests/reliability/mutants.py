@@ -173,6 +173,7 @@ class Stops(Server):
             return 503, {"error": "stops"}
         if path == "/v1/completions":
             self.num_streams += 1
+            self.running_requests += json.loads(body)["n"]
             return 200, self.events()
         if "gate" not in path:
             return await super().answer(path, head, body)

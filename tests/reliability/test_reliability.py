@@ -298,6 +298,14 @@ def test_bad_versions(server, tmp_path):
     check(server, bad)
 
 
-def test_stop_in_flight(server, tmp_path):
-    stop = checks.stop_in_flight(server.port, server.process, tmp_path, number=20)
-    check(server, stop)
+def test_stop_in_flight(tmp_path):
+    toy_exports.gate_model(tmp_path / "exports" / "gate" / "3")
+    toy_writer.writer_model(tmp_path / "exports" / "writer" / "3")
+    # Each text of the streams counts as a request that runs or waits.
+    server = Server(tmp_path / "exports", tmp_path / "log", **{"max-waiting-requests": 400})
+    try:
+        check(server, checks.stop_in_flight(server.port, server.process, tmp_path, number=20))
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+        server.process.wait()

@@ -43,7 +43,9 @@ def test_a_compiled_loop_over_one_row_reads_int8_in_each_step():
         return tf.while_loop(lambda i, x: i < 9, lambda i, x: (i + 1, stored.product(x)), (0, x))[1]
 
     compiled = tf.function(loop, jit_compile=True, autograph=False)
-    program = compiled.experimental_get_compiler_ir(tf.ones([1, 48]))(stage="optimized_hlo")
+    program = compiled.experimental_get_compiler_ir(tf.ones([1, 48]))(
+        stage="optimized_hlo", device_name="/device:CPU:0"
+    )
     (entry,) = (part for part in program.split("\n\n") if part.startswith("ENTRY"))
     assert "s8[48,48]" in entry and "f32[48,48]" not in entry
 
