@@ -5,9 +5,11 @@ from pathlib import Path
 
 import grpc
 import pytest
+from openai_server import Slow, repository_of, serving
 from starlette.testclient import TestClient
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
-from toy_exports import MODELS, wait_until
+from toy_exports import MODELS, classifier_model, generator_model, wait_until
+from toy_writer import writer_model
 
 from serving import servable
 from serving.config import ServerConfig
@@ -80,3 +82,30 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def writers(tmp_path_factory):
+    """Toy models that write, and two that do not."""
+    folder = tmp_path_factory.mktemp("openai")
+    writer_model(folder / "writer" / "4")
+    writer_model(folder / "whole" / "1", is_concatenation=False)
+    classifier_model(folder / "classifier" / "1")
+    generator_model(folder / "older" / "1")
+    with repository_of(folder) as repository:
+        yield repository
+
+
+@pytest.fixture(scope="module")
+def embedded(writers):
+    with serving(writers, ServerConfig()) as running:
+        yield running
+
+
+@pytest.fixture
+def slow(writers):
+    """The engine's place taken by a `Slow`."""
+    with writers.acquire("writer") as servable:
+        servable.writer = Slow()
+        yield servable.writer
+        servable.writer = None

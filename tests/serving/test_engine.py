@@ -101,6 +101,21 @@ def held(engine, monkeypatch):
     may_write.release(1000)
 
 
+@pytest.fixture
+def reading(engine, monkeypatch):
+    """Whether a prompt is being read, which waits to go on."""
+    read, has_begun, may_go_on = engine.decoder.read, threading.Event(), threading.Event()
+
+    def read_when_allowed(*args):
+        has_begun.set()
+        assert may_go_on.wait(10)
+        return read(*args)
+
+    monkeypatch.setattr(engine.decoder, "read", read_when_allowed)
+    yield SimpleNamespace(has_begun=has_begun, may_go_on=may_go_on)
+    may_go_on.set()
+
+
 MIXED = [
     Request(prompt="abc", max_tokens=12, temperature=0.0),
     Request(prompt="the quick brown fox", max_tokens=9, temperature=1.0, seed=1, logprobs=2),
@@ -437,29 +452,19 @@ def test_calls_are_counted_by_their_rows(engine, held):
     assert found == [sum(rows), sum(rows), len(rows), sum(rows)]  # no size between 1 and 2
 
 
-def test_the_wait_until_a_prompt_is_read_and_what_was_cached_are_counted(
-    loaded, engine, monkeypatch
-):
+def test_the_wait_until_a_prompt_is_read_and_what_was_cached_are_counted(loaded, engine, reading):
     """By a clock that goes on by 3 seconds while the second of two waits for the first."""
     names = ("generation_queue_latency_count", "generation_queue_latency_sum", "cached_tokens")
     before, now = [shown(name) for name in names], 100.0
     other = Engine(loaded, engine.decoder, prefix_cache_bytes=10**6, clock=lambda: now)
-    read, is_reading, may_read = engine.decoder.read, threading.Event(), threading.Event()
-
-    def read_later(*args):
-        is_reading.set()
-        assert may_read.wait(10)
-        return read(*args)
-
-    monkeypatch.setattr(engine.decoder, "read", read_later)
     request = Request(prompt="abcdefghijklmnopqrst", max_tokens=2)
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(collect, other, request)
-        assert is_reading.wait(10)
+        assert reading.has_begun.wait(10)
         second = threads.submit(collect, other, request)
         wait_until(lambda: len(other._streams) == 2)
         now += 3.0
-        may_read.set()
+        reading.may_go_on.set()
         pieces = [done.result(10)[0] for done in (first, second)]
     other.close()
     assert [one[-1].num_cached_tokens for one in pieces] == [0, 15]
@@ -519,22 +524,13 @@ def test_nobody_waits_while_a_prompt_is_read(engine, monkeypatch):
     assert pieces[-1].finish_reason and first.tokens
 
 
-def test_who_leaves_while_his_prompt_is_read_frees_the_slot(engine, monkeypatch):
-    read, is_reading, may_read = engine.decoder.read, threading.Event(), threading.Event()
-
-    def read_later(*args):
-        is_reading.set()
-        assert may_read.wait(10)
-        return read(*args)
-
-    monkeypatch.setattr(engine.decoder, "read", read_later)
-
+def test_who_leaves_while_his_prompt_is_read_frees_the_slot(engine, reading):
     async def leave():
         waiting = asyncio.ensure_future(anext(engine.write(Request(prompt="abcd"))))
-        await asyncio.to_thread(is_reading.wait, 10)
+        await asyncio.to_thread(reading.has_begun.wait, 10)
         waiting.cancel()
         await asyncio.wait([waiting])
-        may_read.set()
+        reading.may_go_on.set()
 
     asyncio.run(leave())
     wait_until(lambda: engine.scheduler.num_free == 2)

@@ -88,6 +88,23 @@ def test_a_closed_decoder_holds_no_weights(writer_exports):
     assert len(sizes) > 10 and not any(sizes)
 
 
+def test_an_export_may_not_say_how_many_rows_its_logits_have(writer_exports, monkeypatch):
+    """As those that were made otherwise do: tracing, which is what would fail, is enough."""
+    decoder = decoder_of(writer_exports / "writer" / "1")
+    decode = decoder._decode
+
+    def vague(**inputs):
+        outputs = decode(**inputs)
+        shape = [None, outputs["logits"].shape[-1]]
+        hidden = tf.raw_ops.PlaceholderWithDefault(input=outputs["logits"], shape=shape)
+        return outputs | {"logits": hidden}
+
+    monkeypatch.setattr(decoder, "_decode", vague)
+    assert decoder._functions().keys() >= {"step", "read"}
+    monkeypatch.undo()
+    decoder.close()
+
+
 def concrete(python):
     return tf.function(python).get_concrete_function(tf.TensorSpec([None, 2], tf.float32))
 
